@@ -1,0 +1,41 @@
+package tree
+
+import "context"
+
+// Ext is the small synthetic folder that front ends show as .mezzo in the
+// root: flat, or with folders inside. It can be walked to and is not listed by
+// a readdir of the root.
+type Ext interface {
+	// Lookup finds an entry by its name; ENOENT when there is none.
+	Lookup(ctx context.Context, c *Cred, name string) (ExtNode, error)
+	// List names the entries this user may see.
+	List(ctx context.Context, c *Cred) ([]ExtNode, error)
+}
+
+// ExtNode is an entry of an Ext: a folder when Dir is not nil.
+type ExtNode struct {
+	Name string
+	ID   uint64 // unique and lasting within the Ext; becomes part of the inode number
+	Mode uint32 // type and permission bits
+	Dir  Ext
+	// Size is the exact number of bytes a read of it now would give; 0 for
+	// streams.
+	Size func(ctx context.Context) (uint64, error)
+	// Open opens a file entry; flags as in open(2). ctx ends with the call.
+	Open func(ctx context.Context, c *Cred, flags int) (ExtHandle, error)
+}
+
+// ExtHandle is an open file of an Ext.
+type ExtHandle interface {
+	// ReadAt may wait on a stream; it returns 0, nil at the end.
+	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
+	WriteAt(ctx context.Context, p []byte, off int64) (int, error)
+	// Attr gives what a plain file behind the entry would say of itself (a
+	// fetch of a version answers with its DataVersion); ok is false otherwise.
+	Attr() (a Attr, ok bool)
+	Close() error
+}
+
+// ExtDirName is the name of the Ext in the root of a served tree, and of the
+// state folder in the root of the directory below.
+const ExtDirName = ".mezzo"

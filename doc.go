@@ -1,0 +1,33 @@
+// Package mezzo is the map of the repository; it holds no code.
+//
+// Mezzo is a distributed file system made of three plain parts: a master that
+// serves a directory over 9P, a log (the KML) of every change to it, which is
+// itself a file in the served tree, and clients that keep a cache, follow the
+// log and so stay current.
+//
+// From the top down:
+//
+//	cmd/mezzo            the program: ten lines around internal/cli
+//	internal/cli         the commands, one file each
+//	man                  the manual pages, embedded in the program
+//
+//	cachefs              the client: cache, follow, fill, push
+//	cachefs/fusefs       any tree as a FUSE mount
+//	p9srv                the 9P server engine; knows no log
+//	p9srv/wire           the 9P messages as bytes
+//	p9srv/client         the 9P client, with contexts and pipelining
+//	p9srv/export         a journaled tree as a 9P tree, with its .mezzo folder
+//
+//	kml/tree             the journaled tree over a directory: identity,
+//	                     journaling, recovery, reconciling; and a cache's tree
+//	kml/feed             the frames of feed, snapshot and reintegration
+//	kml                  the log: records, segments, repair
+//
+//	internal/fault       named points where tests may kill the process
+//	internal/testutil    leak check, golden files, seeds
+//	testscripts          what a user sees, as scripts against the program
+//	testscripts/guest    guests with a Linux kernel's own 9P client
+//
+// Arrows of import only point down in this list, and p9srv and kml do not know
+// each other; rules_test.go holds that still.
+package mezzo

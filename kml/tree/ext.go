@@ -39,3 +39,20 @@ type ExtHandle interface {
 // ExtDirName is the name of the Ext in the root of a served tree, and of the
 // state folder in the root of the directory below.
 const ExtDirName = ".mezzo"
+
+// ExtMaker is an Ext in which a user may make and remove files. A front end
+// finds it by assertion; an Ext without it answers EPERM to both.
+type ExtMaker interface {
+	// Create makes a file and opens it. flags as in open(2): with O_EXCL an
+	// existing name is EEXIST, without it the existing file is opened.
+	Create(ctx context.Context, c *Cred, name string, flags int) (ExtNode, ExtHandle, error)
+	// Remove unlinks a file.
+	Remove(ctx context.Context, c *Cred, name string) error
+}
+
+// Syncer is what can be made durable: every Handle, the DirHandles of an FS
+// that can sync a folder, the ExtHandles that keep what was written to them. A
+// front end finds it by assertion; fsync(2) of anything without it is EINVAL.
+type Syncer interface {
+	Fsync(ctx context.Context, datasync bool) error
+}

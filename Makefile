@@ -1,0 +1,36 @@
+# test needs what testscripts/deps.sh installs; the rest needs Go alone.
+
+PREFIX ?= /usr/local
+MANDIR ?= $(PREFIX)/share/man
+
+.PHONY: all test lint deps bench install uninstall clean
+
+all:
+	go build -o mezzo ./cmd/mezzo
+
+test: deps lint
+	go test -timeout 20m ./...
+	go test -race -short -timeout 20m ./...
+
+deps:
+	./testscripts/deps.sh
+
+lint:
+	@f=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$f" ] || { echo "gofmt: $$f"; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+
+bench:
+	go test -run '^$$' -bench . -benchmem ./...
+
+install: all
+	install -D -m 755 mezzo $(DESTDIR)$(PREFIX)/bin/mezzo
+	ln -sf mezzo $(DESTDIR)$(PREFIX)/bin/mount.mezzo
+	for p in man/*.[1-9]; do install -D -m 644 $$p $(DESTDIR)$(MANDIR)/man$${p##*.}/$${p##*/}; done
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/mezzo $(DESTDIR)$(PREFIX)/bin/mount.mezzo
+	for p in man/*.[1-9]; do rm -f $(DESTDIR)$(MANDIR)/man$${p##*.}/$${p##*/}; done
+
+clean:
+	rm -f mezzo

@@ -1,0 +1,2 @@
+// Package man holds the manual pages, which the program carries with it.
+package man

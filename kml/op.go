@@ -58,7 +58,7 @@ type MarkKind uint8
 
 // The kinds of mark.
 const (
-	MarkCommit MarkKind = 1 // everything before this record is durable, tree and log
+	MarkCommit MarkKind = 1 // everything up to Base.Pos is durable, tree and log
 	MarkEpoch  MarkKind = 2 // an epoch starts: Value is its 16 random bytes, Name the reason
 	MarkSite   MarkKind = 3 // a site was enrolled: Site is its number, Name the host, Value its key hash
 	MarkNote   MarkKind = 4 // an administrator's note in Name

@@ -43,7 +43,7 @@ func (p Position) Epoch() uint16 { return uint16(p >> 48) }
 func (p Position) Recno() uint64 { return uint64(p) & (1<<48 - 1) }
 
 // Origin is who made a record first: a site and its own count of records. The
-// master applies each origin once.
+// master applies each origin once. Seq is at most MaxCounter.
 type Origin struct {
 	Site SiteID
 	Seq  uint64
@@ -88,9 +88,11 @@ type Base struct {
 }
 
 // Record is one mutation, or a mark. Fields that an opcode does not use are
-// zero. Values are resulting values: replay sets exactly those.
+// zero. Values are resulting values: replay sets exactly those. Empty byte
+// slices and nil mean the same, except Extents: nil is "all of it", empty is
+// "no bytes, only the times".
 type Record struct {
-	Pos    Position // zero in a local log or an outbox
+	Pos    Position // the log's place; zero in an outbox, an intent, a snapshot
 	Op     Op
 	Flags  Flags
 	Time   int64  // wall clock, nanoseconds since 1970
@@ -115,7 +117,7 @@ type Record struct {
 	OldValue []byte
 	Victim   *Victim
 
-	Base       Base // of OID: data for a store, anything for the rest
+	Base       Base // of OID: data for a store, anything for the rest; MarkCommit, MarkEpoch: Pos is the last durable position
 	VictimBase Base // of what a rename or unlink removes
 
 	ParentMtime    int64 // resulting mtime of Parent; zero: untouched
@@ -126,4 +128,8 @@ type Record struct {
 
 	Mark MarkKind
 	Site SiteID // MarkSite
+
+	// Unknown holds body fields of the optional half that this reader does not
+	// know, encoded; they are kept and written out again.
+	Unknown []byte
 }

@@ -17,6 +17,7 @@ type ExtNode struct {
 	Name string
 	ID   uint64 // unique and lasting within the Ext; becomes part of the inode number
 	Mode uint32 // type and permission bits
+	Text bool   // lines made at the open; blank lines at its end change nothing
 	Dir  Ext
 	// Size is the exact number of bytes a read of it now would give; 0 for
 	// streams.

@@ -1,0 +1,170 @@
+package export
+
+import (
+	"context"
+	"fmt"
+	"os/user"
+	"slices"
+	"strconv"
+
+	"github.com/mezzofs/mezzo/kml/tree"
+	"github.com/mezzofs/mezzo/p9srv"
+)
+
+// Rights is what a user may do beside what permission bits say.
+type Rights uint8
+
+// The rights. Who may follow sees names and bytes regardless of modes.
+const (
+	RightRead   Rights = 1 << iota // attach, and files by the kernel's rules
+	RightFollow                    // the log, the feed, snapshots, versions
+	RightWrite                     // enrol sites, send records, upload
+	RightAdmin                     // tell the master what to do
+
+	RightAll = RightRead | RightFollow | RightWrite | RightAdmin
+)
+
+// String names the highest right of r.
+func (r Rights) String() string {
+	switch {
+	case r&RightAdmin != 0:
+		return "admin"
+	case r&RightWrite != 0:
+		return "write"
+	case r&RightFollow != 0:
+		return "follow"
+	case r&RightRead != 0:
+		return "read"
+	}
+	return "none"
+}
+
+// Grant gives a user rights.
+type Grant struct {
+	UID    uint32
+	Rights Rights
+}
+
+// Identity is who uses a front end, as the journal extension wants to know it:
+// before any squashing.
+type Identity struct {
+	UID     uint32
+	Name    string // uname of the attach, may be empty
+	Peer    string // address of the other end
+	Proven  bool   // the transport proved UID
+	Rights  Rights
+	Session uint64 // number of the attach
+}
+
+// Key tells identities apart: a site belongs to the key that enrolled it.
+func (id Identity) Key() string { return fmt.Sprintf("uid:%d", id.UID) }
+
+type identityKey struct{}
+
+// WithIdentity tells what is done under ctx who does it.
+func WithIdentity(ctx context.Context, id Identity) context.Context {
+	return context.WithValue(ctx, identityKey{}, id)
+}
+
+// IdentityOf is the identity of ctx; ok is false on a local front end, where
+// the kernel has said who calls.
+func IdentityOf(ctx context.Context) (id Identity, ok bool) {
+	id, ok = ctx.Value(identityKey{}).(Identity)
+	return id, ok
+}
+
+// identify finds the rights of an attaching user. A number that is only
+// claimed gives none but to read.
+func (e *Export) identify(u p9srv.User) Identity {
+	id := Identity{UID: u.UID, Name: u.Name, Peer: u.Peer, Rights: RightRead}
+	id.Proven = u.Proven || e.o.TrustClaims
+	if id.Proven {
+		id.Rights |= rightsOf(u.UID, e.uid, e.o.Access)
+	}
+	return id
+}
+
+// rightsOf is what uid may on a fileset that the user server serves.
+func rightsOf(uid, server uint32, access []Grant) Rights {
+	if uid == server || uid == 0 {
+		return RightAll
+	}
+	r := RightRead
+	for _, g := range access {
+		if g.UID == uid {
+			r |= g.Rights
+		}
+	}
+	return r
+}
+
+// credOf is what u's calls run as. A server that is not root cannot be anybody
+// else and serves as itself.
+func (e *Export) credOf(u p9srv.User) *tree.Cred {
+	if e.uid != 0 {
+		return nil
+	}
+	if e.o.Squash == SquashAll || e.o.Squash == SquashRoot && u.UID == 0 {
+		return &tree.Cred{UID: e.o.SquashUID, GID: e.o.SquashGID}
+	}
+	if u.UID == 0 {
+		return nil
+	}
+	gid := u.GID
+	if gid == noID {
+		gid = Nobody
+	}
+	return &tree.Cred{UID: u.UID, GID: gid, Groups: u.Groups}
+}
+
+// noID is what stands for a user or group that is not known.
+const noID = ^uint32(0)
+
+// withGroups looks u's groups up in the user database where the transport has
+// not told them. A number the database does not know stays without.
+func withGroups(u p9srv.User) p9srv.User {
+	if u.GID != noID || u.Groups != nil {
+		return u
+	}
+	p, err := user.LookupId(strconv.FormatUint(uint64(u.UID), 10))
+	if err != nil {
+		return u
+	}
+	if g, err := strconv.ParseUint(p.Gid, 10, 32); err == nil {
+		u.GID = uint32(g)
+	}
+	ids, err := p.GroupIds()
+	if err != nil {
+		return u
+	}
+	for _, id := range ids {
+		if g, err := strconv.ParseUint(id, 10, 32); err == nil {
+			u.Groups = append(u.Groups, uint32(g))
+		}
+	}
+	return u
+}
+
+// withGroup is the credentials under which something is made for group gid, as
+// a create message asks. The client's kernel has chosen it (the process's
+// file-system group); here it counts where the user is in that group, or where
+// nothing says what groups the user is in.
+func (s *session) withGroup(gid uint32) *tree.Cred {
+	c := s.cred
+	switch {
+	case gid == noID || s.squashed():
+		return c
+	case c == nil && (s.e.uid != 0 || gid == 0):
+		return nil
+	case c == nil:
+		return &tree.Cred{GID: gid}
+	case gid == c.GID || c.GID != Nobody && !slices.Contains(c.Groups, gid):
+		return c
+	}
+	cc := *c
+	cc.GID = gid
+	return &cc
+}
+
+// squashed reports whether s runs as somebody else than who attached.
+func (s *session) squashed() bool { return s.cred != nil && s.cred.UID != s.who.UID }

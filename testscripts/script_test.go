@@ -1,0 +1,286 @@
+package testscripts
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"sort"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/internal/cli"
+	"github.com/mezzofs/mezzo/internal/testutil"
+)
+
+// mark is the environment variable by which a script's processes are found.
+const mark = "MEZZO_SCRIPT"
+
+// patience is how long an await waits unless told otherwise.
+const patience = 20 * time.Second
+
+func TestMain(m *testing.M) {
+	program := func() {
+		env := cli.System()
+		env.Exit = os.Exit
+		os.Exit(cli.Main(env))
+	}
+	testscript.Main(m, map[string]func(){"mezzo": program, "mount.mezzo": program})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                ".",
+		Setup:              setup,
+		Condition:          condition,
+		RequireUniqueNames: true,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"await":      await,
+			"awaitgrep":  awaitGrep,
+			"awaitmount": awaitMount,
+			"awaitgone":  awaitGone,
+			"signal":     sendSignal,
+			"sametree":   sameTree,
+			"oddtree":    oddTree,
+			"gotree":     goTree,
+		},
+	})
+}
+
+func setup(env *testscript.Env) error {
+	home := filepath.Join(env.WorkDir, "home")
+	if err := os.Mkdir(home, 0o755); err != nil {
+		return err
+	}
+	for _, kv := range [][2]string{
+		{mark, env.WorkDir}, {"HOME", home}, {"XDG_CACHE_HOME", filepath.Join(home, "cache")},
+		{"XDG_RUNTIME_DIR", filepath.Join(home, "run")}, {"TMPDIR", filepath.Join(env.WorkDir, ".tmp")},
+		{"GOCACHE", filepath.Join(home, "gocache")}, {"GOFLAGS", "-mod=mod"}, {"GOTOOLCHAIN", "local"},
+		{"GIT_CONFIG_GLOBAL", filepath.Join(home, "gitconfig")}, {"GIT_CONFIG_NOSYSTEM", "1"},
+	} {
+		env.Setenv(kv[0], kv[1])
+	}
+	if err := os.Mkdir(filepath.Join(home, "run"), 0o700); err != nil {
+		return err
+	}
+	gitconfig := "[user]\n\tname = Someone\n\temail = someone@example.org\n[init]\n\tdefaultBranch = main\n[safe]\n\tdirectory = *\n"
+	if err := os.WriteFile(filepath.Join(home, "gitconfig"), []byte(gitconfig), 0o644); err != nil {
+		return err
+	}
+	env.Defer(func() { sweep(env.WorkDir) })
+	return nil
+}
+
+func condition(cond string) (bool, error) {
+	switch cond {
+	case "fuse":
+		f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+		if err != nil {
+			return false, nil
+		}
+		return true, f.Close()
+	case "root":
+		return os.Getuid() == 0, nil
+	case "long":
+		return testutil.Long(), nil
+	}
+	return false, fmt.Errorf("unknown condition %q", cond)
+}
+
+// sweep detaches every mount below dir and kills every process that carries
+// the script's mark.
+func sweep(dir string) {
+	for _, m := range mountsBelow(dir) {
+		if unix.Unmount(m, unix.MNT_DETACH) != nil {
+			exec.Command("fusermount3", "-u", "-z", m).Run() // best effort, as a user
+		}
+	}
+	for _, p := range processes(dir) {
+		syscall.Kill(p.pid, syscall.SIGKILL)
+	}
+}
+
+// mountsBelow lists the mount points below dir, the deepest first.
+func mountsBelow(dir string) []string {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	var found []string
+	for _, line := range strings.Split(string(text), "\n") {
+		f := strings.Fields(line)
+		if len(f) < 5 {
+			continue
+		}
+		point := unescapeMount(f[4])
+		if strings.HasPrefix(point, dir+"/") {
+			found = append(found, point)
+		}
+	}
+	sort.Slice(found, func(i, j int) bool { return len(found[i]) > len(found[j]) })
+	return found
+}
+
+// unescapeMount undoes the octal escapes of proc(5)'s mountinfo.
+func unescapeMount(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+type process struct {
+	pid  int
+	args string
+}
+
+// processes are those that carry the mark of the script in dir, this one
+// excepted.
+func processes(dir string) []process {
+	var found []process
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	want := []byte("\x00" + mark + "=" + dir + "\x00")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		environ, err := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
+		if err != nil || !bytes.Contains(append([]byte{0}, environ...), want) {
+			continue
+		}
+		args, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if err != nil {
+			continue
+		}
+		found = append(found, process{pid, strings.ReplaceAll(strings.TrimRight(string(args), "\x00"), "\x00", " ")})
+	}
+	return found
+}
+
+// matching are the processes of a script whose command line contains pattern.
+func matching(ts *testscript.TestScript, pattern string) []process {
+	var found []process
+	for _, p := range processes(ts.Getenv(mark)) {
+		if strings.Contains(p.args, pattern) {
+			found = append(found, p)
+		}
+	}
+	return found
+}
+
+// poll calls ok until it is true or d has passed.
+func poll(d time.Duration, ok func() bool) bool {
+	deadline := time.After(d)
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		if ok() {
+			return true
+		}
+		select {
+		case <-deadline:
+			return ok()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// timed takes a leading -t SECONDS off args.
+func timed(ts *testscript.TestScript, args []string) (time.Duration, []string) {
+	if len(args) < 2 || args[0] != "-t" {
+		return patience, args
+	}
+	n, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	return time.Duration(n) * time.Second, args[2:]
+}
+
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	d, args := timed(ts, args)
+	if len(args) == 0 {
+		ts.Fatalf("usage: [!] await [-t SECONDS] COMMAND [ARG...]")
+	}
+	var err error
+	if !poll(d, func() bool { err = ts.Exec(args[0], args[1:]...); return (err == nil) != neg }) {
+		ts.Fatalf("await %q: not within %v: %v", args, d, err)
+	}
+}
+
+func awaitGrep(ts *testscript.TestScript, neg bool, args []string) {
+	d, args := timed(ts, args)
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: awaitgrep [-t SECONDS] REGEXP FILE")
+	}
+	re, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	var text []byte
+	if !poll(d, func() bool {
+		text, err = os.ReadFile(ts.MkAbs(args[1]))
+		return err == nil && re.Match(text)
+	}) {
+		ts.Fatalf("awaitgrep %q: not within %v in %s: %v\n%s", args[0], d, args[1], err, text)
+	}
+}
+
+// awaitMount waits until the mount is there and answers.
+func awaitMount(ts *testscript.TestScript, neg bool, args []string) {
+	d, args := timed(ts, args)
+	if len(args) != 1 {
+		ts.Fatalf("usage: [!] awaitmount [-t SECONDS] MNT")
+	}
+	point := ts.MkAbs(args[0])
+	if !poll(d, func() bool {
+		var here, above unix.Stat_t
+		if unix.Stat(point, &here) != nil || unix.Stat(filepath.Dir(point), &above) != nil {
+			return false
+		}
+		return (here.Dev != above.Dev) != neg
+	}) {
+		ts.Fatalf("awaitmount %s: not within %v", args[0], d)
+	}
+}
+
+func awaitGone(ts *testscript.TestScript, neg bool, args []string) {
+	d, args := timed(ts, args)
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: awaitgone [-t SECONDS] PATTERN")
+	}
+	if !poll(d, func() bool { return len(matching(ts, args[0])) == 0 }) {
+		ts.Fatalf("awaitgone %q: still there after %v: %v", args[0], d, matching(ts, args[0]))
+	}
+}
+
+func sendSignal(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: signal SIG PATTERN")
+	}
+	sig := unix.SignalNum("SIG" + args[0])
+	if sig == 0 {
+		ts.Fatalf("%s is no signal", args[0])
+	}
+	found := matching(ts, args[1])
+	if len(found) == 0 {
+		ts.Fatalf("no process matches %q", args[1])
+	}
+	for _, p := range found {
+		ts.Check(syscall.Kill(p.pid, sig))
+	}
+}

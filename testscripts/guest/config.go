@@ -1,0 +1,71 @@
+package guest
+
+import (
+	"io"
+	"time"
+)
+
+// Config says what to run. Script is all that is needed.
+type Config struct {
+	// Script is run by busybox sh as root in /, with every busybox applet on
+	// the path, /proc, /sys, /dev and a tmpfs on /tmp mounted, the loopback
+	// device up and standard input empty.
+	Script string
+
+	// Files are put into the root folder: path to contents. A file under
+	// /bin is executable.
+	Files map[string]string
+
+	// Binaries are copied to /bin: name to path on the host. They must be
+	// static, as those of Build are.
+	Binaries map[string]string
+
+	// Forward gives the guest a network and carries connections to a TCP port
+	// of $HOST to an address on the host, "unix!PATH" or "tcp!HOST!PORT". It
+	// needs root and /dev/net/tun. A map that is not nil but empty gives the
+	// network alone.
+	Forward map[int]string
+
+	// Env is added to the script's environment, each "NAME=value".
+	Env []string
+
+	// Timeout bounds the whole run, boot included. Zero means one minute; an
+	// earlier deadline of the context holds too.
+	Timeout time.Duration
+
+	// Memory of the guest in MiB. Zero means 512.
+	Memory int
+
+	// Console, when set, gets the kernel's messages as they come; they are in
+	// Result.Console too.
+	Console io.Writer
+}
+
+// Result is what a script did.
+type Result struct {
+	Stdout, Stderr string
+	Code           int           // exit code of the script
+	Console        string        // what the kernel and the boot script said
+	Took           time.Duration // boot to power-off
+}
+
+const (
+	defaultTimeout = time.Minute
+	defaultMemory  = 512
+	maxOutput      = 16 << 20 // of each stream of a script, kept in memory
+	maxConsole     = 1 << 20
+)
+
+func (c Config) timeout() time.Duration {
+	if c.Timeout > 0 {
+		return c.Timeout
+	}
+	return defaultTimeout
+}
+
+func (c Config) memory() int {
+	if c.Memory > 0 {
+		return c.Memory
+	}
+	return defaultMemory
+}

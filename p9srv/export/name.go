@@ -1,7 +1,6 @@
 package export
 
 import (
-	"context"
 	"strings"
 	"syscall"
 
@@ -162,8 +161,7 @@ func (f *File) holds(parent kml.OID, name string) error {
 
 // Remove unlinks the file by the name it was walked to, as the remove message
 // wants it; ESTALE when that name holds something else by now.
-func (f *File) Remove(ctx context.Context) error {
-	f = &File{n: f.n, ctx: f.n.s.request(ctx)}
+func (f *File) Remove() error {
 	if err := f.n.s.writable(); err != nil {
 		return err
 	}

@@ -1,0 +1,394 @@
+package tree
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// applyRecord brings the index from before a record to behind it, and says
+// what became visible. It is the one place that knows what a record means for
+// names, link counts and versions: masters run it after the system call,
+// restarts for records behind the cursor, clients for what they follow.
+//
+// It is idempotent by position: a name or an object that is as of the record or
+// later is left alone. With partial (a cache) unknown objects and names in
+// folders that are not listed are skipped, and a folder about which the record
+// does not say enough is no longer listed.
+func applyRecord(b *Batch, r *kml.Record, partial bool) ([]Change, error) {
+	a := applier{b: b, r: r, partial: partial}
+	var err error
+	var made kml.OID
+	switch r.Op {
+	case kml.OpCreate, kml.OpMkdir, kml.OpSymlink, kml.OpMknod:
+		made = r.OID
+		err = a.create()
+	case kml.OpLink:
+		err = a.link()
+	case kml.OpUnlink, kml.OpRmdir:
+		err = a.remove()
+	case kml.OpRename:
+		err = a.rename()
+	case kml.OpSetattr, kml.OpSetxattr, kml.OpRemovexattr, kml.OpStore:
+		err = a.change()
+	case kml.OpMark:
+	default:
+		if r.Op&kml.OpOptional == 0 {
+			err = kml.ErrNewer
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%v of %v: %w", r.Op, r.OID, err)
+	}
+	if r.Origin != (kml.Origin{}) {
+		b.SetApplied(r.Origin, r.Pos, made)
+	}
+	return a.changes, nil
+}
+
+type applier struct {
+	b       *Batch
+	r       *kml.Record
+	partial bool
+	changes []Change
+}
+
+func (a *applier) entry(n Name, oid kml.OID, gone bool) {
+	a.changes = append(a.changes, Change{Kind: ChangeEntry, OID: oid, Parent: n.Parent, Name: n.Name, Gone: gone})
+}
+
+func (a *applier) changed(kind ChangeKind, oid kml.OID) {
+	a.changes = append(a.changes, Change{Kind: kind, OID: oid})
+}
+
+// edit changes an object that is older than the record. An unknown one, and one
+// that has the record already, is left alone.
+func (a *applier) edit(oid kml.OID, f func(o *Object) error) error {
+	old, err := a.b.Get(oid)
+	if errors.Is(err, ErrNotFound) && a.partial {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if old.Known >= a.r.Pos {
+		return nil
+	}
+	o := *old
+	if err := f(&o); err != nil {
+		return err
+	}
+	o.Known, o.Version = a.r.Pos, a.r.Pos
+	return a.b.Put(&o)
+}
+
+// parentTime gives a folder the time the record left it with.
+func (a *applier) parentTime(oid kml.OID, mtime int64) error {
+	if mtime == 0 {
+		return nil
+	}
+	return a.edit(oid, func(o *Object) error {
+		o.Attr.Mtime, o.Ctime = mtime, a.r.Time
+		a.changed(ChangeAttr, oid)
+		return nil
+	})
+}
+
+// shows reports whether names of a folder are kept: always in a tree, in a
+// cache for folders that are listed.
+func (a *applier) shows(parent kml.OID) bool {
+	if !a.partial {
+		return true
+	}
+	o, err := a.b.Get(parent)
+	return err == nil && o.Listed
+}
+
+// unlist makes a folder be listed again before its next use.
+func (a *applier) unlist(oid kml.OID) error {
+	o, err := a.b.Get(oid)
+	if err != nil {
+		return ignore(err, ErrNotFound)
+	}
+	n := *o
+	n.Listed = false
+	a.changed(ChangeAttr, oid)
+	return a.b.Put(&n)
+}
+
+// setName makes a name hold oid, unless it is newer.
+func (a *applier) setName(n Name, oid kml.OID) {
+	if _, known, _ := a.b.Child(n); known < a.r.Pos {
+		a.b.SetName(n, oid, a.r.Pos)
+		a.entry(n, oid, false)
+	}
+}
+
+// delName empties a name, unless it is newer.
+func (a *applier) delName(n Name, oid kml.OID) {
+	held, known, ok := a.b.Child(n)
+	if known >= a.r.Pos || !ok && a.partial {
+		return
+	}
+	a.b.DelName(n, a.r.Pos)
+	if held == 0 {
+		held = oid
+	}
+	a.entry(n, held, true)
+}
+
+func (a *applier) create() error {
+	r := a.r
+	n := Name{r.Parent, r.Name}
+	if err := a.parentTime(r.Parent, r.ParentMtime); err != nil {
+		return err
+	}
+	old, err := a.b.Get(r.OID)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	shows := a.shows(r.Parent)
+	if !shows && old == nil {
+		return nil
+	}
+	if old == nil || old.Known < r.Pos {
+		o := &Object{OID: r.OID, Attr: r.Attr, Ctime: r.Time, Btime: r.Time, Version: r.Pos, DataVersion: r.Pos,
+			DataOrigin: r.Origin, Target: r.Target, Parent: r.Parent, Name: r.Name, Known: r.Pos}
+		if r.Op != kml.OpMkdir {
+			o.Attr.Nlink = 1
+		}
+		if a.partial {
+			o.Xattrs = r.Xattrs
+			o.Listed = r.Op == kml.OpMkdir // nothing can be in it yet
+			o.Whole = r.Op == kml.OpCreate && r.Attr.Size == 0
+		}
+		if err := a.b.Put(o); err != nil {
+			return err
+		}
+	}
+	if shows {
+		a.setName(n, r.OID)
+	}
+	return nil
+}
+
+func (a *applier) link() error {
+	r := a.r
+	n := Name{r.Parent, r.Name}
+	if err := a.parentTime(r.Parent, r.ParentMtime); err != nil {
+		return err
+	}
+	_, err := a.b.Get(r.OID)
+	if errors.Is(err, ErrNotFound) && a.partial {
+		if a.shows(r.Parent) {
+			return a.unlist(r.Parent)
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, has := range a.b.Names(r.OID) {
+		a.b.SetLink(r.OID, has, true)
+	}
+	a.b.SetLink(r.OID, n, true)
+	if err := a.edit(r.OID, func(o *Object) error {
+		o.Attr.Nlink++
+		o.Ctime = r.Time
+		if o.Parent == 0 {
+			o.Parent, o.Name = n.Parent, n.Name
+		}
+		a.changed(ChangeAttr, r.OID)
+		return nil
+	}); err != nil {
+		return err
+	}
+	if a.shows(r.Parent) {
+		a.setName(n, r.OID)
+	}
+	return nil
+}
+
+func (a *applier) remove() error {
+	r := a.r
+	n := Name{r.Parent, r.Name}
+	if err := a.parentTime(r.Parent, r.ParentMtime); err != nil {
+		return err
+	}
+	a.delName(n, r.OID)
+	return a.lose(r.OID, n, r.Flags&kml.FlagGone != 0)
+}
+
+// lose takes one name from an object, and the object itself with its last.
+func (a *applier) lose(oid kml.OID, n Name, gone bool) error {
+	old, err := a.b.Get(oid)
+	if errors.Is(err, ErrNotFound) {
+		if a.partial {
+			return nil
+		}
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	if old.Known >= a.r.Pos {
+		return nil
+	}
+	if gone || old.Attr.Nlink <= 1 || old.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+		a.forgetNames(old)
+		a.b.Delete(oid)
+		return nil
+	}
+	a.b.SetLink(oid, n, false)
+	return a.edit(oid, func(o *Object) error {
+		o.Attr.Nlink--
+		o.Ctime = a.r.Time
+		if o.Parent == n.Parent && o.Name == n.Name {
+			o.Parent, o.Name = 0, ""
+			for _, other := range a.b.Names(oid) {
+				if other != n {
+					o.Parent, o.Name = other.Parent, other.Name
+					break
+				}
+			}
+		}
+		a.changed(ChangeAttr, oid)
+		return nil
+	})
+}
+
+// forgetNames drops what is left of an object that goes: its further names,
+// and what a cache still knew of a folder's entries.
+func (a *applier) forgetNames(o *Object) {
+	if o.Attr.Mode&unix.S_IFMT != unix.S_IFDIR {
+		for _, n := range a.b.Names(o.OID) {
+			a.b.SetLink(o.OID, n, false)
+		}
+		return
+	}
+	for {
+		es := a.b.Children(o.OID, "", 256)
+		if len(es) == 0 {
+			return
+		}
+		for _, e := range es {
+			a.b.DelName(Name{o.OID, e.Name}, a.r.Pos)
+		}
+	}
+}
+
+func (a *applier) rename() error {
+	r := a.r
+	from, to := Name{r.Parent, r.Name}, Name{r.NewParent, r.NewName}
+	if err := a.parentTime(r.Parent, r.ParentMtime); err != nil {
+		return err
+	}
+	if err := a.parentTime(r.NewParent, r.NewParentMtime); err != nil {
+		return err
+	}
+	exchange := r.Flags&kml.FlagExchange != 0
+	if r.Victim != nil && !exchange {
+		if err := a.lose(r.Victim.OID, to, r.Flags&kml.FlagGone != 0); err != nil {
+			return err
+		}
+	}
+	if !exchange {
+		a.delName(from, r.OID)
+	}
+	if err := a.move(r.OID, from, to); err != nil {
+		return err
+	}
+	if exchange && r.Victim != nil {
+		return a.move(r.Victim.OID, to, from)
+	}
+	return nil
+}
+
+// move gives an object one name for another.
+func (a *applier) move(oid kml.OID, from, to Name) error {
+	o, err := a.b.Get(oid)
+	if errors.Is(err, ErrNotFound) && a.partial {
+		// What arrives is not known here: its new folder has to be listed again.
+		if a.shows(to.Parent) {
+			return a.unlist(to.Parent)
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if a.shows(to.Parent) {
+		a.setName(to, oid)
+	}
+	several := o.Attr.Mode&unix.S_IFMT != unix.S_IFDIR && o.Attr.Nlink > 1
+	return a.edit(oid, func(o *Object) error {
+		if several {
+			a.b.SetLink(oid, from, false)
+			a.b.SetLink(oid, to, true)
+		}
+		if !several || o.Parent == from.Parent && o.Name == from.Name || o.Parent == 0 {
+			o.Parent, o.Name = to.Parent, to.Name
+		}
+		o.Ctime = a.r.Time
+		a.changed(ChangeAttr, oid)
+		return nil
+	})
+}
+
+// change is a record about one object.
+func (a *applier) change() error {
+	r := a.r
+	return a.edit(r.OID, func(o *Object) error {
+		o.Ctime = r.Time
+		kind := ChangeAttr
+		switch r.Op {
+		case kml.OpSetattr:
+			setFields(&o.Attr, r.Attr, r.Mask)
+		case kml.OpStore:
+			kind |= ChangeData
+			o.Attr.Size, o.Attr.Mtime = r.Attr.Size, r.Attr.Mtime
+			o.DataVersion, o.DataOrigin = r.Pos, r.Origin
+			if a.partial {
+				o.Whole, o.Present = r.Attr.Size == 0, nil
+			}
+		default:
+			if a.partial {
+				setXattr(o, r)
+			}
+		}
+		a.changed(kind, r.OID)
+		return nil
+	})
+}
+
+func setFields(to *kml.Attr, from kml.Attr, mask kml.AttrMask) {
+	if mask&kml.MaskMode != 0 {
+		to.Mode = from.Mode
+	}
+	if mask&kml.MaskUID != 0 {
+		to.UID = from.UID
+	}
+	if mask&kml.MaskGID != 0 {
+		to.GID = from.GID
+	}
+	if mask&kml.MaskMtime != 0 {
+		to.Mtime = from.Mtime
+	}
+}
+
+// setXattr changes the list of a copied object without touching the original's.
+func setXattr(o *Object, r *kml.Record) {
+	list := make([]kml.Xattr, 0, len(o.Xattrs)+1)
+	for _, x := range o.Xattrs {
+		if x.Name != r.Name {
+			list = append(list, x)
+		}
+	}
+	if r.Op == kml.OpSetxattr {
+		list = append(list, kml.Xattr{Name: r.Name, Value: r.Value})
+	}
+	o.Xattrs = list
+}

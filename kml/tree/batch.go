@@ -1,0 +1,192 @@
+package tree
+
+import (
+	"fmt"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// Batch is one atomic change of an index. It reads its own writes. It belongs
+// to one Update and to one goroutine.
+type Batch struct {
+	x   *Index
+	own *overlay
+}
+
+// Update runs f, and makes its changes visible all at once, or none of them
+// when f fails.
+func (x *Index) Update(f func(*Batch) error) error {
+	x.wmu.Lock()
+	defer x.wmu.Unlock()
+	b := &Batch{x: x, own: newOverlay(x.Cursor())}
+	if err := f(b); err != nil {
+		return err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.layers[0].merge(b.own)
+	for x.pendingSize() >= x.opt.FlushSize {
+		x.wakeFlusher()
+		if x.pendingSize() < 8*x.opt.FlushSize || x.err != nil {
+			break
+		}
+		x.room.Wait() // the file cannot keep up: memory stays bounded
+	}
+	return nil
+}
+
+// read runs f on the batch's own changes over the index.
+func (b *Batch) read(f func(s source) error) error {
+	return b.x.read(func(s source) error {
+		s.layers = append([]*overlay{b.own}, s.layers...)
+		return f(s)
+	})
+}
+
+// Get is Index.Get.
+func (b *Batch) Get(oid kml.OID) (o *Object, err error) {
+	if o, ok := b.own.objs[oid]; ok {
+		if o == nil {
+			return nil, ErrNotFound
+		}
+		return o, nil
+	}
+	return b.x.Get(oid)
+}
+
+// Put adds or replaces an object, and finds it by its inode number from now on.
+func (b *Batch) Put(o *Object) error {
+	if o.OID == 0 {
+		return fmt.Errorf("object without an oid: %w", kml.ErrInvalid)
+	}
+	old, err := b.Get(o.OID)
+	if err == nil && old.Ino != 0 && old.Ino != o.Ino {
+		b.dropIno(old)
+	}
+	if o.Ino != 0 && (err != nil || old.Ino != o.Ino) {
+		b.own.inos[o.Ino] = o.OID
+	}
+	b.own.objs[o.OID] = o
+	b.own.size++
+	return nil
+}
+
+// dropIno forgets an object's inode number, unless another has it by now.
+func (b *Batch) dropIno(o *Object) {
+	_ = b.read(func(s source) error {
+		if oid, ok := s.byIno(o.Ino); ok && oid == o.OID {
+			b.own.inos[o.Ino] = 0
+		}
+		return nil
+	})
+}
+
+// Delete removes an object. Its names are the caller's business.
+func (b *Batch) Delete(oid kml.OID) {
+	if old, err := b.Get(oid); err == nil && old.Ino != 0 {
+		b.dropIno(old)
+	}
+	b.own.objs[oid] = nil
+	b.own.size++
+}
+
+// Child is Index.Child.
+func (b *Batch) Child(n Name) (oid kml.OID, known kml.Position, ok bool) {
+	_ = b.read(func(s source) error {
+		v, found := s.child(n)
+		oid, known, ok = v.oid, v.known, found && v.oid != 0
+		return nil
+	})
+	return oid, known, ok
+}
+
+// Children is Index.Children.
+func (b *Batch) Children(parent kml.OID, after string, max int) (es []NameEntry) {
+	_ = b.read(func(s source) error {
+		es = s.children(parent, after, max)
+		return nil
+	})
+	return es
+}
+
+// Names is Index.Names.
+func (b *Batch) Names(oid kml.OID) (out []Name) {
+	_ = b.read(func(s source) error {
+		out = s.namesOf(oid)
+		return nil
+	})
+	return out
+}
+
+// SetName makes a name hold an object, as of a position.
+func (b *Batch) SetName(n Name, oid kml.OID, known kml.Position) {
+	b.own.setName(n, nameVal{oid, known})
+}
+
+// DelName empties a name, as of a position.
+func (b *Batch) DelName(n Name, known kml.Position) { b.own.setName(n, nameVal{0, known}) }
+
+// SetLink notes that an object has (or no longer has) one of several names.
+func (b *Batch) SetLink(oid kml.OID, n Name, there bool) { b.own.setLink(oid, n, there) }
+
+// SetCursor moves the index to a position of the log.
+func (b *Batch) SetCursor(p kml.Position) { b.own.cursor = p }
+
+// Cursor is where the index is.
+func (b *Batch) Cursor() kml.Position { return b.own.cursor }
+
+func (b *Batch) site(id kml.SiteID) (st siteState) {
+	_ = b.read(func(s source) error {
+		st = s.site(id)
+		return nil
+	})
+	return st
+}
+
+// Applied reports whether a record was applied, and where. For one whose
+// outcome was forgotten since, the position is merely one not before it.
+func (b *Batch) Applied(o kml.Origin) (pos kml.Position, ok bool) {
+	_ = b.read(func(s source) error {
+		pos, ok = s.origin(o)
+		return nil
+	})
+	if !ok && o.Seq != 0 && o.Seq <= b.site(o.Site).forgotten {
+		return b.own.cursor, true
+	}
+	return pos, ok
+}
+
+// SetApplied notes where a record was applied, and the oid it made (or 0).
+func (b *Batch) SetApplied(o kml.Origin, pos kml.Position, made kml.OID) {
+	st := b.site(o.Site)
+	changed := st
+	changed.lastSeq = max(st.lastSeq, o.Seq)
+	if made != 0 && made.Site() == o.Site {
+		changed.maxCounter = max(st.maxCounter, made.Counter())
+	}
+	if changed != st {
+		b.own.sites[o.Site] = changed
+	}
+	if b.x.opt.Track == nil || b.x.opt.Track(o.Site) {
+		b.own.origins[o] = pos
+	}
+	b.own.size++
+}
+
+// LastSeq is the highest record number seen of a site.
+func (b *Batch) LastSeq(id kml.SiteID) uint64 { return b.site(id).lastSeq }
+
+// MaxCounter is the highest oid counter seen of a site.
+func (b *Batch) MaxCounter(id kml.SiteID) uint64 { return b.site(id).maxCounter }
+
+// Forget drops the outcomes of a site's records up to seq: the site knows them.
+func (b *Batch) Forget(id kml.SiteID, seq uint64) error {
+	st := b.site(id)
+	if seq <= st.forgotten {
+		return nil
+	}
+	st.forgotten = min(seq, st.lastSeq)
+	b.own.sites[id] = st
+	b.own.size++
+	return nil
+}

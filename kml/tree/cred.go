@@ -1,0 +1,78 @@
+package tree
+
+import (
+	"os"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// asProcess reports whether a call for c runs with the process's own ids.
+func (c *Cred) asProcess() bool {
+	return c == nil || c.Checked || os.Geteuid() != 0 || c.UID == 0
+}
+
+// owner is who owns what c makes. ok is false where the system call has set
+// the owner already.
+func (c *Cred) owner() (uid, gid uint32, ok bool) {
+	if c == nil || !c.asProcess() || os.Geteuid() != 0 {
+		return 0, 0, false
+	}
+	return c.UID, c.GID, true
+}
+
+// author is who a record names.
+func (c *Cred) author() (uid, gid uint32) {
+	if c == nil {
+		return uint32(os.Geteuid()), uint32(os.Getegid())
+	}
+	return c.UID, c.GID
+}
+
+// as runs f with the file-system ids and groups of c, so that the kernel's own
+// rules decide. Setting the file-system uid away from 0 takes the thread's
+// override capabilities with it (capabilities(7), "Effect of user ID changes").
+// A thread whose ids cannot be put back is left locked and dies with its
+// goroutine.
+func (c *Cred) as(f func() error) error {
+	if c.asProcess() {
+		return f()
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if err := wear(c.UID, c.GID, c.Groups); err != nil {
+			done <- err
+			return
+		}
+		err := f()
+		if wear(0, uint32(os.Getegid()), nil) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// wear gives the calling thread, and only it, the ids a file access counts.
+func wear(uid, gid uint32, groups []uint32) error {
+	var p unsafe.Pointer
+	if len(groups) > 0 {
+		p = unsafe.Pointer(&groups[0])
+	}
+	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(p), 0); e != 0 {
+		return e
+	}
+	// setfsgid and setfsuid return the old id and no error; a second call tells.
+	unix.RawSyscall(unix.SYS_SETFSGID, uintptr(gid), 0, 0)
+	if g, _, _ := unix.RawSyscall(unix.SYS_SETFSGID, ^uintptr(0), 0, 0); uint32(g) != gid {
+		return syscall.EPERM
+	}
+	unix.RawSyscall(unix.SYS_SETFSUID, uintptr(uid), 0, 0)
+	if u, _, _ := unix.RawSyscall(unix.SYS_SETFSUID, ^uintptr(0), 0, 0); uint32(u) != uid {
+		return syscall.EPERM
+	}
+	return nil
+}

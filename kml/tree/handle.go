@@ -1,0 +1,355 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// handle is an open file of a Tree. Reading keeps the inode it was opened on;
+// writing follows the object when a replacement gives it another inode.
+type handle struct {
+	t     *Tree
+	obj   *openObject
+	flags int
+	cred  *Cred
+
+	mu  sync.RWMutex // held for reading by every use of fd, for writing by reopen and Close
+	fd  atomic.Int64
+	gen atomic.Uint64 // obj.gen the descriptor belongs to
+}
+
+// handle registers fd, a descriptor of oid's present inode.
+func (s *objects) handle(t *Tree, oid kml.OID, fd, flags int, c *Cred) *handle {
+	h := &handle{t: t, obj: s.acquire(oid), flags: flags, cred: c}
+	h.fd.Store(int64(fd))
+	h.gen.Store(h.obj.gen.Load())
+	s.mu.Lock()
+	h.obj.handles[h] = struct{}{}
+	s.mu.Unlock()
+	return h
+}
+
+// Open is FS.Open.
+func (t *Tree) Open(ctx context.Context, c *Cred, oid kml.OID, flags int) (Handle, error) {
+	o := t.objects.acquire(oid)
+	defer t.objects.release(o)
+	for range maxRetry {
+		gen := o.gen.Load()
+		fd, err := t.openFile(ctx, c, oid, flags)
+		if err != nil {
+			return nil, err
+		}
+		h := t.objects.handle(t, oid, fd, flags, c)
+		if h.gen.Load() != gen {
+			h.discard()
+			continue // replaced while it was opened
+		}
+		if flags&unix.O_TRUNC != 0 && h.writable() {
+			if err := h.truncate(ctx, 0); err != nil {
+				return nil, errors.Join(err, h.Close())
+			}
+		}
+		return h, nil
+	}
+	return nil, syscall.ESTALE
+}
+
+// openFile opens the regular file oid as c.
+func (t *Tree) openFile(ctx context.Context, c *Cred, oid kml.OID, flags int) (int, error) {
+	fd := -1
+	keep := unix.O_ACCMODE | unix.O_APPEND | unix.O_NOATIME
+	err := t.at(ctx, nil, oid, func(p place) error {
+		var st unix.Stat_t
+		if err := unix.Fstat(p.fd, &st); err != nil {
+			return err
+		}
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+		case unix.S_IFDIR:
+			return syscall.EISDIR
+		case unix.S_IFLNK:
+			return syscall.ELOOP
+		default:
+			return syscall.EOPNOTSUPP
+		}
+		return c.as(func() (err error) {
+			fd, err = unix.Open(p.path(), flags&keep|unix.O_CLOEXEC, 0)
+			return err
+		})
+	})
+	return fd, err
+}
+
+func (h *handle) writable() bool { return h.flags&unix.O_ACCMODE != unix.O_RDONLY }
+
+// OID is Handle.OID.
+func (h *handle) OID() kml.OID { return h.obj.oid }
+
+// Attr is Handle.Attr.
+func (h *handle) Attr(ctx context.Context) (Attr, error) {
+	if h.writable() {
+		if err := h.follow(ctx); err != nil {
+			return Attr{}, err
+		}
+	}
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	var st unix.Statx_t
+	if err := unix.Statx(int(h.fd.Load()), "", unix.AT_EMPTY_PATH, statxMask, &st); err != nil {
+		return Attr{}, err
+	}
+	obj, err := h.t.index.Get(h.obj.oid)
+	if errors.Is(err, ErrNotFound) {
+		obj, err = &Object{OID: h.obj.oid}, nil
+	}
+	if err != nil {
+		return Attr{}, err
+	}
+	return h.t.attrOf(obj, &st), nil
+}
+
+// ReadAt is Handle.ReadAt.
+func (h *handle) ReadAt(_ context.Context, p []byte, off int64) (int, error) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return preadFull(int(h.fd.Load()), p, off)
+}
+
+func preadFull(fd int, p []byte, off int64) (int, error) {
+	n := 0
+	for n < len(p) {
+		m, err := unix.Pread(fd, p[n:], off+int64(n))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return n, err
+		}
+		if m == 0 {
+			break
+		}
+		n += m
+	}
+	return n, nil
+}
+
+// follow gives a handle open for writing the object's present inode.
+func (h *handle) follow(ctx context.Context) error {
+	if h.gen.Load() == h.obj.gen.Load() {
+		return nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for range maxRetry {
+		gen := h.obj.gen.Load()
+		if h.gen.Load() == gen {
+			return nil
+		}
+		fd, err := h.t.openFile(ctx, nil, h.obj.oid, h.flags)
+		if err != nil {
+			return err
+		}
+		if h.obj.gen.Load() != gen {
+			unix.Close(fd)
+			continue
+		}
+		s := &h.t.objects
+		s.mu.Lock() // dup takes a descriptor under it
+		old := h.fd.Swap(int64(fd))
+		h.gen.Store(gen)
+		s.mu.Unlock()
+		unix.Close(int(old))
+	}
+	return nil
+}
+
+// change runs one change of contents: the object is in the dirty table before
+// it, and no store is cut in the middle of it.
+func (h *handle) change(ctx context.Context, f func(fd int) error) error {
+	if !h.writable() {
+		return syscall.EBADF
+	}
+	for {
+		if err := h.follow(ctx); err != nil {
+			return err
+		}
+		done, err := h.changeOnce(ctx, f)
+		if done {
+			return err
+		}
+	}
+}
+
+func (h *handle) changeOnce(ctx context.Context, f func(fd int) error) (done bool, err error) {
+	o := h.obj
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if h.gen.Load() != o.gen.Load() {
+		return false, nil
+	}
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	door := DoorOf(ctx)
+	if err := h.t.willWrite(o, h.cred, door); err != nil {
+		return true, err
+	}
+	if err := f(int(h.fd.Load())); err != nil {
+		return true, err
+	}
+	h.t.watch.emit(Change{Kind: ChangeData | ChangeAttr, OID: o.oid, Door: door})
+	return true, nil
+}
+
+// dirtied notes a changed range.
+func (o *openObject) dirtied(off, n uint64) {
+	o.dmu.Lock()
+	o.extents.add(off, n)
+	o.dmu.Unlock()
+}
+
+// WriteAt is Handle.WriteAt.
+func (h *handle) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
+	n := 0
+	err := h.change(ctx, func(fd int) error {
+		start := off
+		if h.flags&unix.O_APPEND != 0 {
+			var st unix.Stat_t
+			if err := unix.Fstat(fd, &st); err != nil {
+				return err
+			}
+			start = st.Size
+		}
+		var err error
+		n, err = pwriteFull(fd, p, off)
+		length := uint64(n)
+		if h.flags&unix.O_APPEND != 0 {
+			length = ^uint64(0) - uint64(start) // others may have appended in between
+		}
+		if n > 0 {
+			h.obj.dirtied(uint64(start), length)
+		}
+		return err
+	})
+	return n, err
+}
+
+func pwriteFull(fd int, p []byte, off int64) (int, error) {
+	n := 0
+	for n < len(p) {
+		m, err := unix.Pwrite(fd, p[n:], off+int64(n))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return n, err
+		}
+		n += m
+	}
+	return n, nil
+}
+
+func (h *handle) truncate(ctx context.Context, size uint64) error {
+	return h.change(ctx, func(fd int) error {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return err
+		}
+		h.obj.dirtied(min(size, uint64(st.Size)), ^uint64(0)-size)
+		return unix.Ftruncate(fd, int64(size))
+	})
+}
+
+// truncate sets a size: through h when it can write, else as its own open,
+// which cuts a store at once.
+func (t *Tree) truncate(ctx context.Context, c *Cred, oid kml.OID, h Handle, size uint64) error {
+	if int64(size) < 0 {
+		return syscall.EINVAL
+	}
+	if h, ok := h.(*handle); ok && h.writable() {
+		return h.truncate(ctx, size)
+	}
+	own, err := t.Open(ctx, c, oid, unix.O_WRONLY)
+	if err != nil {
+		return err
+	}
+	return errors.Join(own.(*handle).truncate(ctx, size), own.Close())
+}
+
+// Allocate is Handle.Allocate.
+func (h *handle) Allocate(ctx context.Context, off, length uint64, mode uint32) error {
+	return h.change(ctx, func(fd int) error {
+		if err := unix.Fallocate(fd, mode, int64(off), int64(length)); err != nil {
+			return err
+		}
+		if mode&(unix.FALLOC_FL_COLLAPSE_RANGE|unix.FALLOC_FL_INSERT_RANGE) != 0 {
+			length = ^uint64(0) - off // everything behind it moved
+		}
+		h.obj.dirtied(off, length)
+		return nil
+	})
+}
+
+// Seek is Handle.Seek.
+func (h *handle) Seek(_ context.Context, off int64, whence int) (int64, error) {
+	if whence != unix.SEEK_DATA && whence != unix.SEEK_HOLE {
+		return 0, syscall.EINVAL
+	}
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return unix.Seek(int(h.fd.Load()), off, whence)
+}
+
+// Flush is Handle.Flush.
+func (h *handle) Flush(context.Context) error {
+	if !h.writable() {
+		return nil
+	}
+	return h.t.cut(h.obj)
+}
+
+// Fsync is Handle.Fsync: the file, and the log up to its last store.
+func (h *handle) Fsync(ctx context.Context, datasync bool) error {
+	if err := h.t.cut(h.obj); err != nil {
+		return err
+	}
+	h.mu.RLock()
+	fd := int(h.fd.Load())
+	err := unix.Fdatasync(fd)
+	if !datasync && err == nil {
+		err = unix.Fsync(fd)
+	}
+	h.mu.RUnlock()
+	if err != nil {
+		return err
+	}
+	return h.t.commit(ctx)
+}
+
+// Fd is Handle.Fd: a handle that cannot write may be read past the tree.
+func (h *handle) Fd() (fd int, ok bool) { return int(h.fd.Load()), !h.writable() }
+
+// Close is Handle.Close.
+func (h *handle) Close() error {
+	err := h.Flush(context.Background())
+	h.discard()
+	return err
+}
+
+// discard forgets the handle and closes its descriptor.
+func (h *handle) discard() {
+	s := &h.t.objects
+	s.mu.Lock()
+	delete(h.obj.handles, h)
+	s.mu.Unlock()
+	h.mu.Lock()
+	unix.Close(int(h.fd.Load()))
+	h.mu.Unlock()
+	s.release(h.obj)
+}

@@ -1,0 +1,43 @@
+package tree
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// atHandleFID asks for a handle that identifies and need not be opened again
+// (AT_HANDLE_FID, linux/fcntl.h).
+const atHandleFID = 0x200
+
+// HandleAt is the kernel's file handle of a name in a folder, or with an empty
+// name of dirfd itself: four bytes of type, then the file system's own bytes
+// (name_to_handle_at(2)). It has the inode's generation, so it tells a file from
+// another that got the same inode number later. Links are not followed.
+func HandleAt(dirfd int, name string) ([]byte, error) {
+	flags := 0
+	if name == "" {
+		flags = unix.AT_EMPTY_PATH
+	}
+	h, _, err := unix.NameToHandleAt(dirfd, name, flags)
+	if err == unix.EOPNOTSUPP {
+		// overlayfs and others give handles that identify and cannot be opened.
+		h, _, err = unix.NameToHandleAt(dirfd, name, flags|atHandleFID)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("file handle: %w", err)
+	}
+	return handleOf(uint32(h.Type()), h.Bytes()), nil
+}
+
+func handleOf(typ uint32, raw []byte) []byte {
+	return append(binary.LittleEndian.AppendUint32(make([]byte, 0, 4+len(raw)), typ), raw...)
+}
+
+func splitHandle(h []byte) (typ uint32, raw []byte) {
+	if len(h) < 4 {
+		return 0, nil
+	}
+	return binary.LittleEndian.Uint32(h), h[4:]
+}

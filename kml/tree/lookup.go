@@ -1,0 +1,154 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// Lookup is FS.Lookup. A name that appeared or vanished behind the tree's back
+// is journaled before it is answered.
+func (t *Tree) Lookup(ctx context.Context, c *Cred, parent kml.OID, name string) (Attr, error) {
+	if parent == kml.RootOID && name == ExtDirName {
+		return Attr{}, syscall.ENOENT
+	}
+	if err := checkName(parent, name); err != nil {
+		return Attr{}, err
+	}
+	var a Attr
+	err := t.inDir(ctx, parent, name, false, func(dirfd int) error {
+		if err := t.mayOpenDir(c, dirfd, unix.X_OK); err != nil {
+			return err
+		}
+		k, err := t.child(dirfd, parent, name)
+		if err == nil {
+			a = t.attrOf(k.obj, &k.st)
+		}
+		return err
+	})
+	return a, err
+}
+
+// mayOpenDir asks the kernel whether the user may search or read a folder.
+func (t *Tree) mayOpenDir(c *Cred, dirfd int, mode uint32) error {
+	if c.asProcess() {
+		return nil
+	}
+	return c.as(func() error { return unix.Faccessat(dirfd, ".", mode, unix.AT_EACCESS) })
+}
+
+// Parent is FS.Parent.
+func (t *Tree) Parent(_ context.Context, oid kml.OID) (kml.OID, error) {
+	if oid == kml.RootOID {
+		return oid, nil
+	}
+	obj, err := t.index.Get(oid)
+	if errors.Is(err, ErrNotFound) {
+		return 0, syscall.ESTALE
+	}
+	if err != nil {
+		return 0, err
+	}
+	return obj.Parent, nil
+}
+
+// Getattr is FS.Getattr.
+func (t *Tree) Getattr(ctx context.Context, _ *Cred, oid kml.OID) (Attr, error) {
+	var a Attr
+	err := t.at(ctx, nil, oid, func(p place) error {
+		var st unix.Statx_t
+		if err := unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &st); err != nil {
+			return err
+		}
+		a = t.attrOf(p.obj, &st)
+		return nil
+	})
+	return a, err
+}
+
+// attrOf joins what the disk says with what the index knows.
+func (t *Tree) attrOf(obj *Object, st *unix.Statx_t) Attr {
+	a := Attr{
+		OID: obj.OID, Mode: uint32(st.Mode), Nlink: st.Nlink, UID: st.Uid, GID: st.Gid,
+		Rdev: unix.Mkdev(st.Rdev_major, st.Rdev_minor), Size: st.Size, Blocks: st.Blocks,
+		Atime: nsOf(st.Atime), Mtime: nsOf(st.Mtime), Ctime: nsOf(st.Ctime), Btime: nsOf(st.Btime),
+		Version: obj.Version, DataVersion: uint64(obj.DataVersion),
+	}
+	if v, dirty := t.objects.dataVersion(obj.OID); dirty {
+		a.DataVersion = v
+	}
+	return a
+}
+
+func nsOf(ts unix.StatxTimestamp) int64 { return ts.Sec*int64(time.Second) + int64(ts.Nsec) }
+
+// kmlAttr is what a record keeps of a stat.
+func kmlAttr(st *unix.Statx_t) kml.Attr {
+	return kml.Attr{
+		Mode: uint32(st.Mode), UID: st.Uid, GID: st.Gid, Nlink: st.Nlink,
+		Rdev: unix.Mkdev(st.Rdev_major, st.Rdev_minor), Size: st.Size,
+		Mtime: nsOf(st.Mtime), Atime: nsOf(st.Atime),
+	}
+}
+
+// Readlink is FS.Readlink.
+func (t *Tree) Readlink(ctx context.Context, c *Cred, oid kml.OID) (string, error) {
+	var s string
+	err := t.at(ctx, c, oid, func(p place) error {
+		var err error
+		s, err = readlinkFd(p.fd)
+		return err
+	})
+	return s, err
+}
+
+// readlinkFd reads the link behind an O_PATH descriptor (readlinkat(2), empty path).
+func readlinkFd(fd int) (string, error) {
+	for size := 256; ; size *= 2 {
+		b := make([]byte, size)
+		n, err := unix.Readlinkat(fd, "", b)
+		if err == syscall.ENOENT {
+			err = syscall.EINVAL // not a link
+		}
+		if err != nil {
+			return "", err
+		}
+		if n < size {
+			return string(b[:n]), nil
+		}
+	}
+}
+
+// Statfs is FS.Statfs.
+func (t *Tree) Statfs(context.Context, kml.OID) (Statfs, error) {
+	var s unix.Statfs_t
+	if err := unix.Fstatfs(t.rootfd, &s); err != nil {
+		return Statfs{}, err
+	}
+	return Statfs{
+		Type: uint32(s.Type), Bsize: uint32(s.Bsize), Namelen: uint32(s.Namelen), FragmentLen: uint32(s.Frsize),
+		Blocks: s.Blocks, Bfree: s.Bfree, Bavail: s.Bavail, Files: s.Files, Ffree: s.Ffree,
+		FsidLow: uint32(s.Fsid.Val[0]), FsidHigh: uint32(s.Fsid.Val[1]),
+	}, nil
+}
+
+// Watch is FS.Watch.
+func (t *Tree) Watch(f func(Change)) (cancel func()) { return t.watch.add(f) }
+
+// SetLock is FS.SetLock.
+func (t *Tree) SetLock(ctx context.Context, oid kml.OID, l Lock, wait bool) error {
+	return t.locks.SetLock(ctx, oid, l, wait)
+}
+
+// TestLock is FS.TestLock.
+func (t *Tree) TestLock(ctx context.Context, oid kml.OID, l Lock) (Lock, error) {
+	return t.locks.TestLock(ctx, oid, l)
+}
+
+// Unlock is FS.Unlock.
+func (t *Tree) Unlock(oid kml.OID, o LockOwner) { t.locks.Unlock(oid, o) }

@@ -1,0 +1,328 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+const utimeOmit = int64(-1) << 62
+
+// utimes sets the times of what p holds; utimeOmit leaves one alone.
+func (p place) utimes(atime, mtime int64) error {
+	ts := []unix.Timespec{timespec(atime), timespec(mtime)}
+	// AT_EMPTY_PATH for utimensat came with Linux 5.8; following the link
+	// in /proc reaches the object itself on every kernel.
+	return unix.UtimesNanoAt(unix.AT_FDCWD, p.path(), ts, 0)
+}
+
+func timespec(ns int64) unix.Timespec {
+	if ns == utimeOmit {
+		return unix.Timespec{Nsec: unix.UTIME_OMIT}
+	}
+	return unix.NsecToTimespec(ns)
+}
+
+// Setattr is FS.Setattr.
+func (t *Tree) Setattr(ctx context.Context, c *Cred, oid kml.OID, h Handle, s SetAttr) (Attr, error) {
+	if s.Mask&SetSize != 0 {
+		if err := t.truncate(ctx, c, oid, h, s.Size); err != nil {
+			return Attr{}, err
+		}
+		s.Mask &^= SetSize
+	}
+	r := t.record(c, kml.OpSetattr)
+	r.OID = oid
+	if s.Mask != 0 {
+		if err := t.setattr(ctx, c, r, s); err != nil {
+			return Attr{}, err
+		}
+	}
+	return t.Getattr(ctx, c, oid)
+}
+
+// setattr changes everything but the size under the object's lock and journals
+// what really changed. An access time alone is nobody else's business.
+func (t *Tree) setattr(ctx context.Context, c *Cred, r *kml.Record, s SetAttr) error {
+	return t.at(ctx, nil, r.OID, func(p place) error {
+		defer t.objs.lock(r.OID)()
+		var old, st unix.Statx_t
+		if err := unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &old); err != nil {
+			return err
+		}
+		if s.Mask&SetMode != 0 && old.Mode&unix.S_IFMT == unix.S_IFLNK {
+			return syscall.EOPNOTSUPP
+		}
+		was := kmlAttr(&old)
+		r.HadOld, r.Old, r.Attr, r.Mask = true, was, was, kml.MaskMode|kml.MaskUID|kml.MaskGID|kml.MaskMtime
+		t.wanted(&r.Attr, s)
+		call := func() error { return c.as(func() error { return p.apply(s) }) }
+		if !changes(was, r.Attr) && r.Origin == (kml.Origin{}) {
+			return call() // nothing to log; the kernel still says whether it is allowed
+		}
+		return t.mutate(ctx, mutation{
+			rec:  r,
+			call: call,
+			result: func() error {
+				if err := unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &st); err != nil {
+					return err
+				}
+				r.Attr = kmlAttr(&st)
+				r.Mask = changed(was, r.Attr)
+				return nil
+			},
+			index: func(b *Batch) error { return noteChange(b, r.OID, &st) },
+		})
+	})
+}
+
+// wanted is what a should become, as far as can be said beforehand.
+func (t *Tree) wanted(a *kml.Attr, s SetAttr) {
+	if s.Mask&SetMode != 0 {
+		a.Mode = a.Mode&unix.S_IFMT | s.Mode&07777
+	}
+	if s.Mask&SetUID != 0 {
+		a.UID = s.UID
+	}
+	if s.Mask&SetGID != 0 {
+		a.GID = s.GID
+	}
+	if s.Mask&SetMtime != 0 {
+		a.Mtime = s.Mtime
+	}
+	if s.Mask&SetMtimeNow != 0 {
+		a.Mtime = t.now().UnixNano()
+	}
+}
+
+func changed(a, b kml.Attr) kml.AttrMask {
+	var m kml.AttrMask
+	if a.Mode != b.Mode {
+		m |= kml.MaskMode
+	}
+	if a.UID != b.UID {
+		m |= kml.MaskUID
+	}
+	if a.GID != b.GID {
+		m |= kml.MaskGID
+	}
+	if a.Mtime != b.Mtime {
+		m |= kml.MaskMtime
+	}
+	return m
+}
+
+func changes(a, b kml.Attr) bool { return changed(a, b) != 0 }
+
+// apply makes the system calls: owner, then mode (a change of owner clears
+// the set-id bits), then times.
+func (p place) apply(s SetAttr) error {
+	if s.Mask&(SetUID|SetGID) != 0 {
+		uid, gid := -1, -1
+		if s.Mask&SetUID != 0 {
+			uid = int(s.UID)
+		}
+		if s.Mask&SetGID != 0 {
+			gid = int(s.GID)
+		}
+		if err := unix.Fchownat(p.fd, "", uid, gid, unix.AT_EMPTY_PATH); err != nil {
+			return err
+		}
+	}
+	if s.Mask&SetMode != 0 {
+		if err := unix.Chmod(p.path(), s.Mode&07777); err != nil {
+			return err
+		}
+	}
+	if s.Mask&(SetAtime|SetMtime|SetAtimeNow|SetMtimeNow) == 0 {
+		return nil
+	}
+	ts := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_OMIT}}
+	if s.Mask&SetAtime != 0 {
+		ts[0] = unix.NsecToTimespec(s.Atime)
+	}
+	if s.Mask&SetAtimeNow != 0 {
+		ts[0].Nsec = unix.UTIME_NOW
+	}
+	if s.Mask&SetMtime != 0 {
+		ts[1] = unix.NsecToTimespec(s.Mtime)
+	}
+	if s.Mask&SetMtimeNow != 0 {
+		ts[1].Nsec = unix.UTIME_NOW
+	}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, p.path(), ts, 0)
+}
+
+// noteChange refreshes the fingerprint after a change of our own.
+func noteChange(b *Batch, oid kml.OID, st *unix.Statx_t) error {
+	o, err := b.Get(oid)
+	if err != nil || st.Mask == 0 {
+		return ignore(err, ErrNotFound)
+	}
+	n := *o
+	n.Fp, n.Ctime = fingerprint(st), nsOf(st.Ctime)
+	return b.Put(&n)
+}
+
+func ignore(err, which error) error {
+	if errors.Is(err, which) {
+		return nil
+	}
+	return err
+}
+
+// journaledXattr is false for attributes that belong to the host and not to
+// the tree.
+func journaledXattr(name string) bool {
+	switch name {
+	case "security.selinux", "security.ima":
+		return false
+	}
+	return !strings.HasPrefix(name, "trusted.overlay.")
+}
+
+// getxattr reads one attribute of any size.
+func (p place) getxattr(name string) ([]byte, error) {
+	b := make([]byte, 256)
+	for {
+		n, err := unix.Getxattr(p.path(), name, b)
+		if err == nil {
+			return b[:n], nil
+		}
+		if err != unix.ERANGE {
+			return nil, err
+		}
+		if n, err = unix.Getxattr(p.path(), name, nil); err != nil {
+			return nil, err
+		}
+		b = make([]byte, n+64)
+	}
+}
+
+func (p place) listxattr() ([]string, error) {
+	b := make([]byte, 1024)
+	for {
+		n, err := unix.Listxattr(p.path(), b)
+		if err == unix.ERANGE {
+			b = make([]byte, 4*len(b))
+			continue
+		}
+		if err != nil || n == 0 {
+			return nil, err
+		}
+		return strings.Split(strings.TrimSuffix(string(b[:n]), "\x00"), "\x00"), nil
+	}
+}
+
+// xattrs reads all that a record carries. A file system without them has none.
+func (p place) xattrs() ([]kml.Xattr, error) {
+	names, err := p.listxattr()
+	if err == unix.EOPNOTSUPP {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out []kml.Xattr
+	for _, n := range names {
+		if !journaledXattr(n) {
+			continue
+		}
+		v, err := p.getxattr(n)
+		if err == unix.ENODATA || err == unix.EPERM {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, kml.Xattr{Name: n, Value: v})
+	}
+	return out, nil
+}
+
+// Getxattr is FS.Getxattr.
+func (t *Tree) Getxattr(ctx context.Context, c *Cred, oid kml.OID, name string) ([]byte, error) {
+	var v []byte
+	err := t.at(ctx, c, oid, func(p place) (err error) {
+		v, err = p.getxattr(name)
+		return err
+	})
+	return v, err
+}
+
+// Listxattr is FS.Listxattr.
+func (t *Tree) Listxattr(ctx context.Context, c *Cred, oid kml.OID) ([]string, error) {
+	var names []string
+	err := t.at(ctx, c, oid, func(p place) (err error) {
+		names, err = p.listxattr()
+		return err
+	})
+	return names, err
+}
+
+// Setxattr is FS.Setxattr.
+func (t *Tree) Setxattr(ctx context.Context, c *Cred, oid kml.OID, name string, value []byte, flags int) error {
+	r := t.record(c, kml.OpSetxattr)
+	r.OID, r.Name, r.Value = oid, name, value
+	return t.changeXattr(ctx, r, func(p place) error {
+		return c.as(func() error { return unix.Setxattr(p.path(), name, value, flags) })
+	})
+}
+
+// Removexattr is FS.Removexattr.
+func (t *Tree) Removexattr(ctx context.Context, c *Cred, oid kml.OID, name string) error {
+	r := t.record(c, kml.OpRemovexattr)
+	r.OID, r.Name = oid, name
+	return t.changeXattr(ctx, r, func(p place) error {
+		return c.as(func() error { return unix.Removexattr(p.path(), name) })
+	})
+}
+
+// changeXattr journals one attribute's change. An access ACL is a mode too:
+// when the mode moved with it, a setattr record follows.
+func (t *Tree) changeXattr(ctx context.Context, r *kml.Record, call func(p place) error) error {
+	return t.at(ctx, nil, r.OID, func(p place) error {
+		defer t.objs.lock(r.OID)()
+		if !journaledXattr(r.Name) {
+			return call(p)
+		}
+		old, err := p.getxattr(r.Name)
+		switch err {
+		case nil:
+			r.HadOld, r.OldValue = true, old
+		case unix.ENODATA, unix.EPERM, unix.EACCES, unix.EOPNOTSUPP:
+		default:
+			return err
+		}
+		var before, after unix.Statx_t
+		if err := unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &before); err != nil {
+			return err
+		}
+		err = t.mutate(ctx, mutation{
+			rec:    r,
+			call:   func() error { return call(p) },
+			result: func() error { return unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &after) },
+			index:  func(b *Batch) error { return noteChange(b, r.OID, &after) },
+		})
+		if err != nil || after.Mask == 0 || after.Mode == before.Mode {
+			return err
+		}
+		m := &kml.Record{Op: kml.OpSetattr, Time: r.Time, UID: r.UID, GID: r.GID, OID: r.OID,
+			HadOld: true, Old: kmlAttr(&before), Attr: kmlAttr(&after), Mask: kml.MaskMode}
+		return t.mutate(ctx, mutation{rec: m, call: func() error { return nil }})
+	})
+}
+
+// now is the time for records, in the tree's own clock.
+func (t *Tree) now() time.Time {
+	if t.opt.Now != nil {
+		return t.opt.Now()
+	}
+	return time.Now()
+}

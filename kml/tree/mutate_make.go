@@ -1,0 +1,296 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// making is a new object on its way.
+type making struct {
+	c    *Cred
+	rec  *kml.Record // Op, Parent, Name, Target; Attr.Mode and Attr.Rdev as asked for
+	call func(dirfd int) error
+	// fd is the new object, opened, when call opened it; else -1.
+	fd *int
+	// exact owners and times come from the record (a client's) and not from c.
+	exact bool
+}
+
+// make creates what m says under the folder's lock and returns it.
+func (t *Tree) make(ctx context.Context, m making) (Attr, error) {
+	r := m.rec
+	if err := checkName(r.Parent, r.Name); err != nil {
+		return Attr{}, err
+	}
+	var a Attr
+	err := t.inDir(ctx, r.Parent, r.Name, true, func(dirfd int) error {
+		switch _, err := t.child(dirfd, r.Parent, r.Name); {
+		case err == nil:
+			return syscall.EEXIST
+		case !errors.Is(err, syscall.ENOENT):
+			return err
+		}
+		if r.OID == 0 {
+			oid, err := t.state.MintOID()
+			if err != nil {
+				return err
+			}
+			r.OID = oid
+		}
+		if !m.exact {
+			r.Attr.UID, r.Attr.GID = m.c.author()
+		}
+		var st unix.Statx_t
+		var handle []byte
+		err := t.mutate(ctx, mutation{
+			rec:  r,
+			call: func() error { return m.c.as(func() error { return m.call(dirfd) }) },
+			result: func() (err error) {
+				handle, err = t.finishNew(dirfd, m, &st)
+				return err
+			},
+			index: func(b *Batch) error { return noteInode(b, r.OID, &st, handle) },
+		})
+		if err != nil {
+			return err
+		}
+		obj, err := t.index.Get(r.OID)
+		if err != nil {
+			return err
+		}
+		a = t.attrOf(obj, &st)
+		if r.Op == kml.OpMkdir {
+			t.watcher.added(r.OID)
+		}
+		return nil
+	})
+	return a, err
+}
+
+// finishNew gives a new object its owner, then its mode (a change of owner
+// clears the set-id bits), and reads back what it really became.
+func (t *Tree) finishNew(dirfd int, m making, st *unix.Statx_t) (handle []byte, err error) {
+	r := m.rec
+	fd := *m.fd
+	if fd < 0 {
+		if fd, err = unix.Openat(dirfd, r.Name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
+			return nil, err
+		}
+		defer unix.Close(fd)
+	}
+	p := place{fd: fd}
+	var parent unix.Statx_t
+	if err := unix.Statx(dirfd, "", unix.AT_EMPTY_PATH, statxMask, &parent); err != nil {
+		return nil, err
+	}
+	r.ParentMtime = nsOf(parent.Mtime)
+	want := r.Attr
+	uid, gid, chown := m.c.owner()
+	if m.exact {
+		uid, gid, chown = want.UID, want.GID, t.root
+	}
+	if chown {
+		g := int(gid)
+		if parent.Mode&unix.S_ISGID != 0 && !m.exact {
+			g = -1 // the kernel gave it the folder's group
+		}
+		if err := unix.Fchownat(fd, "", int(uid), g, unix.AT_EMPTY_PATH); err != nil {
+			return nil, err
+		}
+	}
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, statxMask, st); err != nil {
+		return nil, err
+	}
+	mode := want.Mode & 07777
+	if m.exact || chown && mode&06000 != 0 {
+		if r.Op == kml.OpMkdir && !m.exact {
+			mode |= uint32(st.Mode) & unix.S_ISGID
+		}
+		if r.Op != kml.OpSymlink && uint32(st.Mode)&07777 != mode {
+			if err := unix.Chmod(p.path(), mode); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if m.exact && want.Mtime != 0 {
+		if err := p.utimes(utimeOmit, want.Mtime); err != nil {
+			return nil, err
+		}
+	}
+	if m.exact {
+		for _, x := range r.Xattrs {
+			if err := unix.Setxattr(p.path(), x.Name, x.Value, 0); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, statxMask, st); err != nil {
+		return nil, err
+	}
+	r.Attr = kmlAttr(st)
+	r.Xattrs, err = p.xattrs()
+	if err != nil {
+		return nil, err
+	}
+	return HandleAt(fd, "")
+}
+
+// noteInode tells the index which inode an object is.
+func noteInode(b *Batch, oid kml.OID, st *unix.Statx_t, handle []byte) error {
+	o, err := b.Get(oid)
+	if err != nil || handle == nil {
+		return err
+	}
+	n := *o
+	n.Ino, n.Handle, n.Fp = st.Ino, handle, fingerprint(st)
+	n.Btime, n.Ctime = nsOf(st.Btime), nsOf(st.Ctime)
+	return b.Put(&n)
+}
+
+func fingerprint(st *unix.Statx_t) Fingerprint {
+	return Fingerprint{Size: st.Size, Mtime: nsOf(st.Mtime), Ctime: nsOf(st.Ctime)}
+}
+
+// Create is FS.Create.
+func (t *Tree) Create(ctx context.Context, c *Cred, parent kml.OID, name string, flags int, mode uint32) (Attr, Handle, error) {
+	for range maxRetry {
+		r := t.record(c, kml.OpCreate)
+		r.Parent, r.Name, r.Attr.Mode = parent, name, unix.S_IFREG|mode&07777
+		fd := -1
+		open := flags&^(unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_SYNC|unix.O_DIRECT) | unix.O_CREAT | unix.O_EXCL | unix.O_CLOEXEC
+		a, err := t.make(ctx, making{c: c, rec: r, fd: &fd, call: func(dirfd int) (err error) {
+			fd, err = unix.Openat(dirfd, name, open, mode&07777)
+			return err
+		}})
+		if err == nil {
+			return a, t.objects.handle(t, a.OID, fd, flags, c), nil
+		}
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		if !errors.Is(err, syscall.EEXIST) || flags&unix.O_EXCL != 0 {
+			return Attr{}, nil, err
+		}
+		if a, err = t.Lookup(ctx, c, parent, name); errors.Is(err, syscall.ENOENT) {
+			continue // removed again in between
+		}
+		if err != nil {
+			return Attr{}, nil, err
+		}
+		h, err := t.Open(ctx, c, a.OID, flags)
+		if err != nil {
+			return Attr{}, nil, err
+		}
+		a, err = h.Attr(ctx)
+		return a, h, err
+	}
+	return Attr{}, nil, syscall.ESTALE
+}
+
+// Mkdir is FS.Mkdir.
+func (t *Tree) Mkdir(ctx context.Context, c *Cred, parent kml.OID, name string, mode uint32) (Attr, error) {
+	r := t.record(c, kml.OpMkdir)
+	r.Parent, r.Name, r.Attr.Mode = parent, name, unix.S_IFDIR|mode&07777
+	return t.make(ctx, t.makingOf(c, r))
+}
+
+// Symlink is FS.Symlink.
+func (t *Tree) Symlink(ctx context.Context, c *Cred, parent kml.OID, name, target string) (Attr, error) {
+	r := t.record(c, kml.OpSymlink)
+	r.Parent, r.Name, r.Target, r.Attr.Mode = parent, name, target, unix.S_IFLNK|0777
+	return t.make(ctx, t.makingOf(c, r))
+}
+
+// Mknod is FS.Mknod.
+func (t *Tree) Mknod(ctx context.Context, c *Cred, parent kml.OID, name string, mode uint32, rdev uint64) (Attr, error) {
+	op := kml.OpMknod
+	switch mode & unix.S_IFMT {
+	case 0, unix.S_IFREG:
+		op, mode = kml.OpCreate, mode|unix.S_IFREG
+	case unix.S_IFIFO, unix.S_IFSOCK, unix.S_IFCHR, unix.S_IFBLK:
+	default:
+		return Attr{}, syscall.EINVAL
+	}
+	r := t.record(c, op)
+	r.Parent, r.Name, r.Attr.Mode, r.Attr.Rdev = parent, name, mode, rdev
+	return t.make(ctx, t.makingOf(c, r))
+}
+
+// makingOf is the making of everything that is not opened by being made.
+func (t *Tree) makingOf(c *Cred, r *kml.Record) making {
+	fd := -1
+	m := making{c: c, rec: r, fd: &fd}
+	perm := r.Attr.Mode & 07777
+	switch r.Op {
+	case kml.OpMkdir:
+		m.call = func(dirfd int) error { return unix.Mkdirat(dirfd, r.Name, perm) }
+	case kml.OpSymlink:
+		m.call = func(dirfd int) error { return unix.Symlinkat(r.Target, dirfd, r.Name) }
+	default:
+		m.call = func(dirfd int) error { return unix.Mknodat(dirfd, r.Name, r.Attr.Mode, int(r.Attr.Rdev)) }
+	}
+	return m
+}
+
+// Link is FS.Link.
+func (t *Tree) Link(ctx context.Context, c *Cred, oid, parent kml.OID, name string) (Attr, error) {
+	r := t.record(c, kml.OpLink)
+	r.OID, r.Parent, r.Name = oid, parent, name
+	return t.link(ctx, c, r)
+}
+
+func (t *Tree) link(ctx context.Context, c *Cred, r *kml.Record) (Attr, error) {
+	if err := checkName(r.Parent, r.Name); err != nil {
+		return Attr{}, err
+	}
+	var a Attr
+	err := t.at(ctx, nil, r.OID, func(p place) error {
+		return t.inDir(ctx, r.Parent, r.Name, true, func(dirfd int) error {
+			switch _, err := t.child(dirfd, r.Parent, r.Name); {
+			case err == nil:
+				return syscall.EEXIST
+			case !errors.Is(err, syscall.ENOENT):
+				return err
+			}
+			defer t.objs.lock(r.OID)()
+			if obj, err := t.index.Get(r.OID); err != nil || obj.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+				return orErrno(err, ErrNotFound, syscall.ENOENT, syscall.EPERM)
+			}
+			var st unix.Statx_t
+			return t.mutate(ctx, mutation{
+				rec: r,
+				// linkat(2) through /proc needs no right that AT_EMPTY_PATH would.
+				call: func() error {
+					return c.as(func() error {
+						return unix.Linkat(unix.AT_FDCWD, p.path(), dirfd, r.Name, unix.AT_SYMLINK_FOLLOW)
+					})
+				},
+				result: func() (err error) {
+					if r.ParentMtime, err = mtimeOf(dirfd); err != nil {
+						return err
+					}
+					err = unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &st)
+					a = t.attrOf(p.obj, &st)
+					return err
+				},
+			})
+		})
+	})
+	return a, err
+}
+
+// orErrno maps a missing object to one errno and no error to another.
+func orErrno(err, missing error, ifMissing, ifNil syscall.Errno) error {
+	switch {
+	case err == nil:
+		return ifNil
+	case errors.Is(err, missing):
+		return ifMissing
+	}
+	return err
+}

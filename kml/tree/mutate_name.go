@@ -1,0 +1,181 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// Unlink is FS.Unlink.
+func (t *Tree) Unlink(ctx context.Context, c *Cred, parent kml.OID, name string) error {
+	r := t.record(c, kml.OpUnlink)
+	r.Parent, r.Name = parent, name
+	return t.remove(ctx, c, r, nil)
+}
+
+// Rmdir is FS.Rmdir.
+func (t *Tree) Rmdir(ctx context.Context, c *Cred, parent kml.OID, name string) error {
+	r := t.record(c, kml.OpRmdir)
+	r.Parent, r.Name = parent, name
+	return t.remove(ctx, c, r, nil)
+}
+
+// remove takes a name away. check, when given, may refuse what the name holds
+// now; it runs under the locks.
+func (t *Tree) remove(ctx context.Context, c *Cred, r *kml.Record, check func(k child) error) error {
+	if err := checkName(r.Parent, r.Name); err != nil {
+		return err
+	}
+	flags := 0
+	if r.Op == kml.OpRmdir {
+		flags = unix.AT_REMOVEDIR
+	}
+	return t.inDir(ctx, r.Parent, r.Name, true, func(dirfd int) error {
+		k, err := t.child(dirfd, r.Parent, r.Name)
+		if err != nil {
+			return err
+		}
+		if check != nil {
+			if err := check(k); err != nil {
+				return err
+			}
+		}
+		defer t.objs.lock(k.oid)()
+		r.OID = k.oid
+		r.Victim = t.victim(dirfd, r.Name, k)
+		if r.Op == kml.OpRmdir || k.st.Nlink <= 1 {
+			r.Flags |= kml.FlagGone
+		}
+		return t.mutate(ctx, mutation{
+			rec:  r,
+			call: func() error { return c.as(func() error { return unix.Unlinkat(dirfd, r.Name, flags) }) },
+			result: func() (err error) {
+				r.ParentMtime, err = mtimeOf(dirfd)
+				return err
+			},
+		})
+	})
+}
+
+// victim is what a record keeps of an object that loses a name.
+func (t *Tree) victim(dirfd int, name string, k child) *kml.Victim {
+	v := &kml.Victim{OID: k.oid, Version: k.obj.Version, DataVersion: k.obj.DataVersion, Attr: kmlAttr(&k.st)}
+	if k.st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		b := make([]byte, unix.PathMax)
+		if n, err := unix.Readlinkat(dirfd, name, b); err == nil {
+			v.Target = string(b[:n])
+		}
+	}
+	return v
+}
+
+// Rename is FS.Rename.
+func (t *Tree) Rename(ctx context.Context, c *Cred, parent kml.OID, name string, newParent kml.OID, newName string, flags uint32) error {
+	r := t.record(c, kml.OpRename)
+	r.Parent, r.Name, r.NewParent, r.NewName = parent, name, newParent, newName
+	if flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 || flags == unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE {
+		return syscall.EINVAL
+	}
+	if flags&unix.RENAME_NOREPLACE != 0 {
+		r.Flags |= kml.FlagNoReplace
+	}
+	if flags&unix.RENAME_EXCHANGE != 0 {
+		r.Flags |= kml.FlagExchange
+	}
+	return t.rename(ctx, c, r, nil)
+}
+
+// rename moves r.Name to r.NewName. check, when given, may refuse what the two
+// names hold now (the target's oid is 0 when it is free); it runs under the locks.
+func (t *Tree) rename(ctx context.Context, c *Cred, r *kml.Record, check func(src, dst child) error) error {
+	if err := errors.Join(checkName(r.Parent, r.Name), checkName(r.NewParent, r.NewName)); err != nil {
+		return firstErrno(err)
+	}
+	for range maxRetry {
+		err := t.renameOnce(ctx, c, r, check)
+		if !errors.Is(err, errMismatch) {
+			return err
+		}
+		if err := t.reconcileName(ctx, r.Parent, r.Name); err != nil {
+			return err
+		}
+		if err := t.reconcileName(ctx, r.NewParent, r.NewName); err != nil {
+			return err
+		}
+	}
+	return syscall.ESTALE
+}
+
+func firstErrno(err error) error {
+	var e syscall.Errno
+	if errors.As(err, &e) {
+		return e
+	}
+	return err
+}
+
+func (t *Tree) renameOnce(ctx context.Context, c *Cred, r *kml.Record, check func(src, dst child) error) error {
+	defer t.names.lock(r.Parent, r.NewParent)()
+	from, err := t.dirs.get(r.Parent)
+	if err != nil {
+		return mapDirErr(err)
+	}
+	defer from.release()
+	to, err := t.dirs.get(r.NewParent)
+	if err != nil {
+		return mapDirErr(err)
+	}
+	defer to.release()
+	src, err := t.child(from.fd, r.Parent, r.Name)
+	if err != nil {
+		return err
+	}
+	dst, err := t.child(to.fd, r.NewParent, r.NewName)
+	if err != nil && !errors.Is(err, syscall.ENOENT) {
+		return err
+	}
+	if check != nil {
+		if err := check(src, dst); err != nil {
+			return err
+		}
+	}
+	if dst.oid == src.oid && r.Flags&kml.FlagNoReplace == 0 {
+		return nil // rename(2): two names of one file, nothing happens
+	}
+	defer t.objs.lock(src.oid, dst.oid)()
+	r.OID = src.oid
+	var how uint
+	switch {
+	case r.Flags&kml.FlagExchange != 0:
+		how = unix.RENAME_EXCHANGE
+		if dst.oid != 0 {
+			r.Victim = t.victim(to.fd, r.NewName, dst)
+		}
+	case r.Flags&kml.FlagNoReplace != 0:
+		how = unix.RENAME_NOREPLACE
+	case dst.oid != 0:
+		r.Victim = t.victim(to.fd, r.NewName, dst)
+		if dst.st.Nlink <= 1 || dst.st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			r.Flags |= kml.FlagGone
+		}
+	}
+	return t.mutate(ctx, mutation{
+		rec: r,
+		call: func() error {
+			return c.as(func() error { return unix.Renameat2(from.fd, r.Name, to.fd, r.NewName, how) })
+		},
+		result: func() (err error) {
+			if r.ParentMtime, err = mtimeOf(from.fd); err != nil {
+				return err
+			}
+			if r.NewParent != r.Parent {
+				r.NewParentMtime, err = mtimeOf(to.fd)
+			}
+			return err
+		},
+	})
+}

@@ -1,0 +1,204 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// place is where an object can be reached for the length of one call: an
+// O_PATH descriptor of the object itself, verified against the index.
+type place struct {
+	fd  int
+	obj *Object
+}
+
+// path names the object for system calls that take no descriptor. Following
+// the link jumps straight to the object, whatever its type (proc(5)).
+func (p place) path() string { return "/proc/self/fd/" + strconv.Itoa(p.fd) }
+
+const maxRetry = 4
+
+var errMismatch = errors.New("disk and index disagree")
+
+// at calls f with the object's place. The folder it was found in is
+// read-locked only while it is looked up, so f may take locks.
+func (t *Tree) at(ctx context.Context, c *Cred, oid kml.OID, f func(p place) error) error {
+	p, err := t.open(ctx, oid)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(p.fd)
+	return c.as(func() error { return f(p) })
+}
+
+// open finds oid on disk. The caller closes the descriptor.
+func (t *Tree) open(ctx context.Context, oid kml.OID) (place, error) {
+	if fd, ok := t.objects.dup(oid); ok {
+		obj, err := t.index.Get(oid)
+		if err != nil {
+			obj = &Object{OID: oid}
+		}
+		return place{fd, obj}, nil
+	}
+	for range maxRetry {
+		obj, err := t.index.Get(oid)
+		if errors.Is(err, ErrNotFound) {
+			return place{}, syscall.ESTALE
+		}
+		if err != nil {
+			return place{}, err
+		}
+		fd, err := t.openNamed(obj)
+		if err == nil {
+			return place{fd, obj}, nil
+		}
+		if !errors.Is(err, errMismatch) {
+			return place{}, err
+		}
+		if err := t.reconcileObject(ctx, obj); err != nil {
+			return place{}, err
+		}
+	}
+	return place{}, syscall.ESTALE
+}
+
+// openNamed opens the object at the name the index has for it.
+func (t *Tree) openNamed(obj *Object) (int, error) {
+	if obj.OID == kml.RootOID {
+		return unix.Openat(t.rootfd, ".", unix.O_PATH|unix.O_CLOEXEC, 0)
+	}
+	mu := t.names.of(obj.Parent)
+	mu.RLock()
+	defer mu.RUnlock()
+	ref, err := t.dirs.get(obj.Parent)
+	if err != nil {
+		return -1, mismatch(err)
+	}
+	defer ref.release()
+	fd, err := unix.Openat(ref.fd, obj.Name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, mismatch(err)
+	}
+	h, err := HandleAt(fd, "")
+	if err != nil || !obj.is(h) {
+		unix.Close(fd)
+		return -1, errMismatch
+	}
+	return fd, nil
+}
+
+// is reports whether h is the handle the index knows. An object whose handle
+// is not known yet (its record was found behind the index) is told by name.
+func (o *Object) is(h []byte) bool {
+	return len(o.Handle) == 0 || string(o.Handle) == string(h)
+}
+
+// mismatch turns "not there" into a reason to look at the disk again.
+func mismatch(err error) error {
+	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) || errors.Is(err, errMoved) {
+		return errMismatch
+	}
+	return err
+}
+
+// checkName is the contract of FS for names.
+func checkName(parent kml.OID, name string) error {
+	switch {
+	case name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00"):
+		return syscall.EINVAL
+	case len(name) > 255:
+		return syscall.ENAMETOOLONG
+	case parent == kml.RootOID && name == ExtDirName:
+		return syscall.EPERM
+	}
+	return nil
+}
+
+// child is an entry as the disk has it.
+type child struct {
+	oid    kml.OID
+	obj    *Object
+	st     unix.Statx_t
+	handle []byte
+}
+
+const statxMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME
+
+// child looks name up under the folder's lock, which the caller holds. A
+// missing name is ENOENT; disk and index telling different things errMismatch.
+func (t *Tree) child(dirfd int, parent kml.OID, name string) (child, error) {
+	var k child
+	oid, _, known := t.index.Child(parent, name)
+	err := unix.Statx(dirfd, name, unix.AT_SYMLINK_NOFOLLOW, statxMask, &k.st)
+	if err == syscall.ENOENT {
+		if known {
+			return k, errMismatch
+		}
+		return k, syscall.ENOENT
+	}
+	if err != nil {
+		return k, err
+	}
+	if !known {
+		return k, errMismatch
+	}
+	if k.handle, err = HandleAt(dirfd, name); err != nil {
+		return k, mismatch(err)
+	}
+	if k.obj, err = t.index.Get(oid); err != nil {
+		return k, errMismatch
+	}
+	k.oid = oid
+	if !k.obj.is(k.handle) {
+		return k, errMismatch
+	}
+	return k, nil
+}
+
+// inDir calls f with the folder locked (for writing when write is set) and an
+// O_PATH descriptor of it; f returning errMismatch for a name makes the tree
+// look at that name on disk, journal what it finds, and try again.
+func (t *Tree) inDir(ctx context.Context, parent kml.OID, name string, write bool, f func(dirfd int) error) error {
+	for range maxRetry {
+		err := t.inDirOnce(parent, write, f)
+		if !errors.Is(err, errMismatch) {
+			return err
+		}
+		if err := t.reconcileName(ctx, parent, name); err != nil {
+			return err
+		}
+	}
+	return syscall.ESTALE
+}
+
+func (t *Tree) inDirOnce(parent kml.OID, write bool, f func(dirfd int) error) error {
+	mu := t.names.of(parent)
+	if write {
+		mu.Lock()
+		defer mu.Unlock()
+	} else {
+		mu.RLock()
+		defer mu.RUnlock()
+	}
+	ref, err := t.dirs.get(parent)
+	if err != nil {
+		return mapDirErr(err)
+	}
+	defer ref.release()
+	return f(ref.fd)
+}
+
+// mapDirErr says of a folder that cannot be reached what a caller expects.
+func mapDirErr(err error) error {
+	if errors.Is(err, ErrNotFound) || errors.Is(err, errMoved) || errors.Is(err, syscall.ENOENT) {
+		return syscall.ESTALE
+	}
+	return err
+}

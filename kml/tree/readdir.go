@@ -1,0 +1,177 @@
+package tree
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// dirHandle is an open folder of a Tree. Its picture of the names is taken at
+// offset 0, so an offset is an index into it.
+type dirHandle struct {
+	t   *Tree
+	oid kml.OID
+	fd  int // opened by the user: the right to list was checked then
+
+	mu   sync.Mutex
+	list []DirEntry
+}
+
+// OpenDir is FS.OpenDir.
+func (t *Tree) OpenDir(ctx context.Context, c *Cred, oid kml.OID) (DirHandle, error) {
+	h := &dirHandle{t: t, oid: oid, fd: -1}
+	err := t.at(ctx, c, oid, func(p place) (err error) {
+		h.fd, err = unix.Open(p.path(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// ReadDir is DirHandle.ReadDir.
+func (h *dirHandle) ReadDir(ctx context.Context, off uint64, max int) ([]DirEntry, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if off == 0 {
+		list, err := h.t.list(ctx, h.oid, h.fd)
+		if err != nil {
+			return nil, err
+		}
+		h.list = list
+	}
+	if off >= uint64(len(h.list)) {
+		return nil, nil
+	}
+	rest := h.list[off:]
+	return rest[:min(max, len(rest))], nil
+}
+
+// Close is DirHandle.Close.
+func (h *dirHandle) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.list = nil
+	return unix.Close(h.fd)
+}
+
+// list reads the folder behind fd and names each entry's oid. A listing trusts
+// the index for names it knows (a walk verifies the handle); what it does not
+// know, or knows and does not see, is journaled first.
+func (t *Tree) list(ctx context.Context, oid kml.OID, fd int) ([]DirEntry, error) {
+	for range maxRetry {
+		list, odd, err := t.listOnce(oid, fd)
+		if err != nil {
+			return nil, err
+		}
+		if len(odd) == 0 {
+			return list, nil
+		}
+		for _, name := range odd {
+			if err := t.reconcileName(ctx, oid, name); err != nil && !errors.Is(err, syscall.ENOENT) {
+				return nil, err
+			}
+		}
+	}
+	// Somebody keeps changing the folder: what is known by now will do.
+	list, _, err := t.listOnce(oid, fd)
+	return list, err
+}
+
+func (t *Tree) listOnce(oid kml.OID, fd int) (list []DirEntry, odd []string, err error) {
+	mu := t.names.of(oid)
+	mu.RLock()
+	defer mu.RUnlock()
+	onDisk, err := readNames(fd)
+	if err != nil {
+		return nil, nil, err
+	}
+	known := make(map[string]kml.OID, len(onDisk))
+	for after := ""; ; {
+		es, err := t.index.Children(oid, after, 4096)
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(es) == 0 {
+			break
+		}
+		for _, e := range es {
+			known[e.Name] = e.OID
+		}
+		after = es[len(es)-1].Name
+	}
+	list = make([]DirEntry, 0, len(onDisk))
+	for _, e := range onDisk {
+		if oid == kml.RootOID && e.Name == ExtDirName {
+			continue
+		}
+		id, ok := known[e.Name]
+		if !ok {
+			odd = append(odd, e.Name)
+			continue
+		}
+		if e.Type == 0 {
+			if obj, err := t.index.Get(id); err == nil {
+				e.Type = obj.Attr.Mode & unix.S_IFMT
+			}
+		}
+		delete(known, e.Name)
+		list = append(list, DirEntry{Name: e.Name, OID: id, Type: e.Type, Off: uint64(len(list) + 1)})
+	}
+	for name := range known {
+		odd = append(odd, name)
+	}
+	return list, odd, nil
+}
+
+// rawEntry is what getdents(2) says.
+type rawEntry struct {
+	Name string
+	Ino  uint64
+	Type uint32 // S_IFMT bits; 0 when the file system does not tell
+}
+
+// readNames reads a whole folder from its start, less "." and "..".
+func readNames(fd int) ([]rawEntry, error) {
+	if _, err := unix.Seek(fd, 0, 0); err != nil {
+		return nil, err
+	}
+	var out []rawEntry
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := unix.Getdents(fd, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
+			return out, nil
+		}
+		for b := buf[:n]; len(b) >= 19; {
+			reclen := int(binary.NativeEndian.Uint16(b[16:]))
+			if reclen < 19 || reclen > len(b) {
+				break
+			}
+			name := b[19:reclen]
+			for i, ch := range name {
+				if ch == 0 {
+					name = name[:i]
+					break
+				}
+			}
+			if s := string(name); s != "." && s != ".." {
+				out = append(out, rawEntry{s, binary.NativeEndian.Uint64(b), uint32(b[18]) << 12})
+			}
+			b = b[reclen:]
+		}
+	}
+}

@@ -1,0 +1,468 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// reconcileName looks at what a name holds on disk and journals what differs
+// from the index as foreign: a new object (a folder with all that is in it), a
+// name that is gone, an object renamed to here, an editor's save, changed
+// contents or attributes. It takes the locks it needs; the caller holds none.
+func (t *Tree) reconcileName(ctx context.Context, parent kml.OID, name string) error {
+	if checkName(parent, name) != nil {
+		return nil
+	}
+	for range maxRetry {
+		sub, again, err := t.reconcileOnce(ctx, parent, name)
+		if err != nil {
+			return err
+		}
+		if sub != 0 {
+			t.watcher.added(sub)
+			if err := t.reconcileDir(ctx, sub, true); err != nil {
+				return err
+			}
+		}
+		if !again {
+			return nil
+		}
+	}
+	return nil
+}
+
+// reconcileOnce settles one name. sub is a folder that is new or came from
+// elsewhere, whose entries are to be looked at; again asks for another look.
+func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string) (sub kml.OID, again bool, err error) {
+	oid, _, known := t.index.Child(parent, name)
+	unlock := t.names.lock(parent)
+	ref, err := t.dirs.get(parent)
+	if err != nil {
+		unlock()
+		if errors.Is(mapDirErr(err), syscall.ESTALE) {
+			return 0, false, syscall.ESTALE
+		}
+		return 0, false, err
+	}
+	defer ref.release()
+	done := func() { unlock() }
+	defer func() { done() }()
+
+	p, st, handle, err := lookAtName(ref.fd, name)
+	if errors.Is(err, syscall.ENOENT) {
+		if !known {
+			return 0, false, nil
+		}
+		return 0, false, t.foreignRemove(ctx, ref.fd, Name{parent, name}, oid)
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	defer unix.Close(p.fd)
+	if st.Dev_major != t.dev[0] || st.Dev_minor != t.dev[1] {
+		return 0, false, nil // another file system is mounted here
+	}
+	obj := t.objectFor(&st, handle)
+	switch {
+	case known && obj != nil && obj.OID == oid:
+		return 0, false, t.foreignChange(ctx, p, obj, &st)
+	case obj != nil:
+		// The inode is known under other names: a link, or a rename to here.
+		from, gone := t.goneName(obj)
+		if gone && from != (Name{parent, name}) {
+			done()
+			done = func() {}
+			return 0, true, t.foreignRename(ctx, from, Name{parent, name}, obj)
+		}
+		if obj.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+			return 0, false, nil // seen twice while it moves: the next look settles it
+		}
+		if known {
+			if err := t.foreignRemove(ctx, ref.fd, Name{parent, name}, oid); err != nil {
+				return 0, false, err
+			}
+		}
+		return 0, false, t.foreignLink(ctx, ref.fd, Name{parent, name}, obj)
+	case known:
+		old, err := t.index.Get(oid)
+		if err != nil {
+			return 0, false, err
+		}
+		if old.Attr.Mode&unix.S_IFMT == uint32(st.Mode)&unix.S_IFMT && !t.livesElsewhere(old, Name{parent, name}) {
+			return t.foreignSave(ctx, p, old, &st, handle)
+		}
+		if err := t.foreignRemove(ctx, ref.fd, Name{parent, name}, oid); err != nil {
+			return 0, false, err
+		}
+	}
+	made, err := t.foreignMake(ctx, ref.fd, Name{parent, name}, p, &st, handle)
+	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		sub = made
+	}
+	return sub, false, err
+}
+
+// lookAtName opens what a name holds, whatever it is.
+func lookAtName(dirfd int, name string) (place, unix.Statx_t, []byte, error) {
+	var st unix.Statx_t
+	fd, err := unix.Openat(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return place{}, st, nil, err
+	}
+	if err = unix.Statx(fd, "", unix.AT_EMPTY_PATH, statxMask, &st); err == nil {
+		var h []byte
+		if h, err = HandleAt(fd, ""); err == nil {
+			return place{fd: fd}, st, h, nil
+		}
+	}
+	unix.Close(fd)
+	return place{}, st, nil, err
+}
+
+// objectFor is the known object behind an inode, or nil.
+func (t *Tree) objectFor(st *unix.Statx_t, handle []byte) *Object {
+	oid, ok := t.index.ByIno(st.Ino)
+	if !ok {
+		return nil
+	}
+	o, err := t.index.Get(oid)
+	if err != nil || string(o.Handle) != string(handle) {
+		return nil
+	}
+	return o
+}
+
+// goneName is a name the index has for o that does not hold it any more.
+func (t *Tree) goneName(o *Object) (Name, bool) {
+	for _, n := range t.index.Names(o.OID) {
+		ref, err := t.dirs.get(n.Parent)
+		if err != nil {
+			return n, true
+		}
+		h, err := HandleAt(ref.fd, n.Name)
+		ref.release()
+		if errors.Is(err, syscall.ENOENT) || err == nil && !o.is(h) {
+			return n, true
+		}
+	}
+	return Name{}, false
+}
+
+// livesElsewhere reports whether an object has, besides one name, another
+// where its inode still is.
+func (t *Tree) livesElsewhere(o *Object, but Name) bool {
+	for _, n := range t.index.Names(o.OID) {
+		if n == but {
+			continue
+		}
+		ref, err := t.dirs.get(n.Parent)
+		if err != nil {
+			continue
+		}
+		h, err := HandleAt(ref.fd, n.Name)
+		ref.release()
+		if err == nil && o.is(h) {
+			return true
+		}
+	}
+	return false
+}
+
+// foreign journals a record of a change that is on disk already.
+func (t *Tree) foreign(r *kml.Record, index func(b *Batch) error) error {
+	r.Flags |= kml.FlagForeign
+	return t.commitIntent(r, index)
+}
+
+func (t *Tree) foreignRemove(_ context.Context, dirfd int, n Name, oid kml.OID) error {
+	o, err := t.index.Get(oid)
+	if err != nil {
+		return ignore(err, ErrNotFound)
+	}
+	if o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+		if err := t.foreignEmpty(oid, 0); err != nil {
+			return err
+		}
+	}
+	return t.removeRecord(o, n, dirfd)
+}
+
+// foreignEmpty journals the removal of all that was in a folder that is gone.
+func (t *Tree) foreignEmpty(oid kml.OID, depth int) error {
+	if depth > maxDepth {
+		return syscall.ELOOP
+	}
+	for {
+		es, err := t.index.Children(oid, "", 512)
+		if err != nil || len(es) == 0 {
+			return err
+		}
+		for _, e := range es {
+			o, err := t.index.Get(e.OID)
+			if err != nil {
+				return err
+			}
+			if o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+				if err := t.foreignEmpty(e.OID, depth+1); err != nil {
+					return err
+				}
+			}
+			if err := t.removeRecord(o, Name{oid, e.Name}, -1); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (t *Tree) removeRecord(o *Object, n Name, dirfd int) error {
+	r := t.record(nil, kml.OpUnlink)
+	if o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+		r.Op = kml.OpRmdir
+		t.dirs.forget(o.OID)
+	}
+	r.OID, r.Parent, r.Name = o.OID, n.Parent, n.Name
+	r.Victim = &kml.Victim{OID: o.OID, Version: o.Version, DataVersion: o.DataVersion, Attr: o.Attr, Target: o.Target}
+	if r.Op == kml.OpRmdir || o.Attr.Nlink <= 1 {
+		r.Flags |= kml.FlagGone
+	}
+	if dirfd >= 0 {
+		var err error
+		if r.ParentMtime, err = mtimeOf(dirfd); err != nil {
+			return err
+		}
+	}
+	return t.foreign(r, nil)
+}
+
+func (t *Tree) foreignMake(_ context.Context, dirfd int, n Name, p place, st *unix.Statx_t, handle []byte) (kml.OID, error) {
+	oid, err := t.state.MintOID()
+	if err != nil {
+		return 0, err
+	}
+	r := t.record(nil, opFor(uint32(st.Mode)))
+	r.OID, r.Parent, r.Name, r.Attr = oid, n.Parent, n.Name, kmlAttr(st)
+	r.UID, r.GID = st.Uid, st.Gid
+	if r.Op == kml.OpSymlink {
+		if r.Target, err = readlinkFd(p.fd); err != nil {
+			return 0, err
+		}
+	}
+	if r.Xattrs, err = p.xattrs(); err != nil {
+		return 0, err
+	}
+	if r.ParentMtime, err = mtimeOf(dirfd); err != nil {
+		return 0, err
+	}
+	return oid, t.foreign(r, func(b *Batch) error { return noteInode(b, oid, st, handle) })
+}
+
+func (t *Tree) foreignLink(_ context.Context, dirfd int, n Name, o *Object) error {
+	r := t.record(nil, kml.OpLink)
+	r.OID, r.Parent, r.Name = o.OID, n.Parent, n.Name
+	var err error
+	if r.ParentMtime, err = mtimeOf(dirfd); err != nil {
+		return err
+	}
+	return t.foreign(r, nil)
+}
+
+// foreignRename journals that an object went from one name to another.
+func (t *Tree) foreignRename(_ context.Context, from, to Name, o *Object) error {
+	defer t.names.lock(from.Parent, to.Parent)()
+	if h, fromGone := t.goneName(o); !fromGone || h != from {
+		return nil // it moved on: look again
+	}
+	ref, err := t.dirs.get(to.Parent)
+	if err != nil {
+		return mapDirErr(err)
+	}
+	defer ref.release()
+	if h, err := HandleAt(ref.fd, to.Name); err != nil || !o.is(h) {
+		return ignore(err, syscall.ENOENT)
+	}
+	r := t.record(nil, kml.OpRename)
+	r.OID, r.Parent, r.Name, r.NewParent, r.NewName = o.OID, from.Parent, from.Name, to.Parent, to.Name
+	if oid, _, known := t.index.Child(to.Parent, to.Name); known && oid != o.OID {
+		v, err := t.index.Get(oid)
+		if err != nil {
+			return err
+		}
+		if v.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+			if err := t.foreignEmpty(oid, 0); err != nil {
+				return err
+			}
+		}
+		r.Victim = &kml.Victim{OID: oid, Version: v.Version, DataVersion: v.DataVersion, Attr: v.Attr, Target: v.Target}
+		if v.Attr.Nlink <= 1 || v.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+			r.Flags |= kml.FlagGone
+		}
+	}
+	if r.NewParentMtime, err = mtimeOf(ref.fd); err != nil {
+		return err
+	}
+	if old, err := t.dirs.get(from.Parent); err == nil {
+		r.ParentMtime, err = mtimeOf(old.fd)
+		old.release()
+		if err != nil {
+			return err
+		}
+	}
+	if from.Parent == to.Parent {
+		r.ParentMtime, r.NewParentMtime = r.NewParentMtime, 0
+	}
+	if o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+		t.dirs.forget(o.OID)
+	}
+	return t.foreign(r, nil)
+}
+
+// foreignSave is another inode of the same type under a known name, the old
+// inode being nowhere: an editor's save, a restored folder. The object stays.
+func (t *Tree) foreignSave(ctx context.Context, p place, o *Object, st *unix.Statx_t, handle []byte) (sub kml.OID, again bool, err error) {
+	note := func(b *Batch) error { return noteInode(b, o.OID, st, handle) }
+	switch uint32(st.Mode) & unix.S_IFMT {
+	case unix.S_IFREG:
+		r := t.record(nil, kml.OpStore)
+		r.OID, r.Base.Pos = o.OID, o.DataVersion
+		r.Attr = kml.Attr{Size: st.Size, Mtime: nsOf(st.Mtime)}
+		t.newInode(o.OID)
+		if err := t.foreign(r, note); err != nil {
+			return 0, false, err
+		}
+	case unix.S_IFDIR:
+		t.dirs.forget(o.OID)
+		if err := t.index.Update(note); err != nil {
+			return 0, false, err
+		}
+		sub = o.OID
+	default:
+		// A link or device has no contents to replace: another one is another object.
+		n := Name{o.Parent, o.Name}
+		return 0, true, t.removeRecord(o, n, -1)
+	}
+	fresh, err := t.index.Get(o.OID)
+	if err != nil {
+		return 0, false, err
+	}
+	return sub, false, t.foreignAttrs(ctx, p, fresh, st)
+}
+
+// newInode tells open handles that their object has another inode now.
+func (t *Tree) newInode(oid kml.OID) {
+	if o := t.objects.find(oid); o != nil {
+		o.gen.Add(1)
+		t.objects.release(o)
+	}
+}
+
+// foreignChange compares an object with what the index saw last.
+func (t *Tree) foreignChange(ctx context.Context, p place, o *Object, st *unix.Statx_t) error {
+	if open := t.objects.find(o.OID); open != nil {
+		dirty := open.dirty.Load()
+		t.objects.release(open)
+		if dirty {
+			return nil // its store will be cut anyway
+		}
+	}
+	defer t.objs.lock(o.OID)()
+	o, err := t.index.Get(o.OID)
+	if err != nil {
+		return ignore(err, ErrNotFound)
+	}
+	if o.Fp == fingerprint(st) {
+		return nil
+	}
+	if uint32(st.Mode)&unix.S_IFMT == unix.S_IFREG && (o.Fp.Size != st.Size || o.Fp.Mtime != nsOf(st.Mtime)) {
+		r := t.record(nil, kml.OpStore)
+		r.OID, r.Base.Pos = o.OID, o.DataVersion
+		r.Attr = kml.Attr{Size: st.Size, Mtime: nsOf(st.Mtime)}
+		if err := t.foreign(r, func(b *Batch) error { return noteChange(b, o.OID, st) }); err != nil {
+			return err
+		}
+		if o, err = t.index.Get(o.OID); err != nil {
+			return ignore(err, ErrNotFound)
+		}
+	}
+	return t.foreignAttrs(ctx, p, o, st)
+}
+
+// foreignAttrs journals a difference in mode, owner or a folder's time.
+func (t *Tree) foreignAttrs(_ context.Context, _ place, o *Object, st *unix.Statx_t) error {
+	now := kmlAttr(st)
+	mask := changed(o.Attr, now)
+	if o.Attr.Mode&unix.S_IFMT == unix.S_IFREG && o.Fp.Mtime == now.Mtime {
+		mask &^= kml.MaskMtime // its last store says so
+	}
+	if mask == 0 {
+		return t.index.Update(func(b *Batch) error { return noteChange(b, o.OID, st) })
+	}
+	r := t.record(nil, kml.OpSetattr)
+	r.OID, r.HadOld, r.Old, r.Attr, r.Mask = o.OID, true, o.Attr, now, mask
+	return t.foreign(r, func(b *Batch) error { return noteChange(b, o.OID, st) })
+}
+
+// reconcileDir looks at every name of a folder, on disk and in the index; with
+// deep at what is below it too.
+func (t *Tree) reconcileDir(ctx context.Context, oid kml.OID, deep bool) error {
+	var subs []kml.OID
+	err := t.at(ctx, nil, oid, func(p place) error {
+		fd, err := unix.Open(p.path(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		es, err := readNames(fd)
+		if err != nil {
+			return err
+		}
+		names := make(map[string]bool, len(es))
+		for _, e := range es {
+			names[e.Name] = true
+		}
+		for after := ""; ; {
+			known, err := t.index.Children(oid, after, 4096)
+			if err != nil {
+				return err
+			}
+			if len(known) == 0 {
+				break
+			}
+			for _, e := range known {
+				names[e.Name] = true
+			}
+			after = known[len(known)-1].Name
+		}
+		for n := range names {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := t.reconcileName(ctx, oid, n); err != nil && !errors.Is(err, syscall.ESTALE) {
+				return err
+			}
+			if !deep {
+				continue
+			}
+			if id, _, ok := t.index.Child(oid, n); ok {
+				if o, err := t.index.Get(id); err == nil && o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+					subs = append(subs, id)
+				}
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, syscall.ESTALE) {
+		return nil
+	}
+	for _, id := range subs {
+		err = errors.Join(err, t.reconcileDir(ctx, id, true))
+	}
+	return err
+}
+
+// Scan compares the whole directory with the index and journals what differs.
+func (t *Tree) Scan(ctx context.Context) error { return t.reconcileDir(ctx, kml.RootOID, true) }

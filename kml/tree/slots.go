@@ -1,0 +1,133 @@
+package tree
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Slots is a small table in a file: a fixed number of slots, each empty or
+// holding a few bytes. It lives in the page cache and outlives a killed process;
+// a power cut may take it. The file is allocated whole, so that a full disk
+// never stops a Put.
+type Slots struct {
+	f    *os.File
+	size int
+	free chan int
+
+	mu  sync.Mutex
+	old map[int][]byte // what the last run left
+}
+
+const slotHeader = 8 // u32 length, u32 CRC-32C of the bytes
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// OpenSlots opens or makes a table of n slots for up to size-8 bytes each.
+// What the last run left in it is in All, and its slots are taken until they
+// are cleared. A slot with a wrong checksum was being written and is empty.
+func OpenSlots(path string, n, size int) (*Slots, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	s := &Slots{f: f, size: size, free: make(chan int, n), old: make(map[int][]byte)}
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, int64(n*size)); err != nil && err != unix.EOPNOTSUPP {
+		f.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	for i := range n {
+		b, err := s.read(i)
+		if err != nil {
+			f.Close()
+			return nil, fmt.Errorf("%s: slot %d: %w", path, i, err)
+		}
+		if b != nil {
+			s.old[i] = b
+		} else {
+			s.free <- i
+		}
+	}
+	return s, nil
+}
+
+func (s *Slots) read(i int) ([]byte, error) {
+	var h [slotHeader]byte
+	if n, err := s.f.ReadAt(h[:], int64(i*s.size)); n < slotHeader {
+		return nil, ignoreEOF(err)
+	}
+	n := int(binary.LittleEndian.Uint32(h[:]))
+	if n == 0 || n > s.size-slotHeader {
+		return nil, nil
+	}
+	b := make([]byte, n)
+	if m, err := s.f.ReadAt(b, int64(i*s.size+slotHeader)); m < n {
+		return nil, ignoreEOF(err)
+	}
+	if crc32.Checksum(b, castagnoli) != binary.LittleEndian.Uint32(h[4:]) {
+		return nil, nil
+	}
+	return b, nil
+}
+
+// Put writes b into a free slot, and waits for one until ctx ends.
+func (s *Slots) Put(ctx context.Context, b []byte) (slot int, err error) {
+	if len(b) == 0 || len(b) > s.size-slotHeader {
+		return 0, fmt.Errorf("%s: %d bytes do not fit a slot: %w", s.f.Name(), len(b), unix.EINVAL)
+	}
+	select {
+	case slot = <-s.free:
+	default:
+		select {
+		case slot = <-s.free:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+	buf := make([]byte, slotHeader, slotHeader+len(b))
+	binary.LittleEndian.PutUint32(buf, uint32(len(b)))
+	binary.LittleEndian.PutUint32(buf[4:], crc32.Checksum(b, castagnoli))
+	if _, err := s.f.WriteAt(append(buf, b...), int64(slot*s.size)); err != nil {
+		s.Clear(slot)
+		return 0, err
+	}
+	return slot, nil
+}
+
+// Clear empties a slot. Writing eight bytes of an allocated page that is in
+// the cache does not fail; if it did, the next start would look at it again.
+func (s *Slots) Clear(slot int) {
+	var zero [slotHeader]byte
+	_, _ = s.f.WriteAt(zero[:], int64(slot*s.size))
+	s.mu.Lock()
+	delete(s.old, slot)
+	s.mu.Unlock()
+	s.free <- slot
+}
+
+// All is what the last run left, by slot, as far as it is not cleared.
+func (s *Slots) All() map[int][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make(map[int][]byte, len(s.old))
+	for i, b := range s.old {
+		out[i] = b
+	}
+	return out
+}
+
+// Close closes the file.
+func (s *Slots) Close() error { return s.f.Close() }
+
+func ignoreEOF(err error) error {
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}

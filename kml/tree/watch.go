@@ -1,0 +1,336 @@
+package tree
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// A watcher listens to fanotify(7) for edits of the directory that do not go
+// through the tree: an editor, rsync, git. An event only says where to look,
+// since merging loses the order of events; what is journaled is what
+// reconcileName finds there. Events of this process are the tree's own and are
+// dropped by the reading goroutine. A queue that overflows leads to a scan.
+//
+// One mark on the file system covers every folder, with CAP_SYS_ADMIN and where
+// the file system's handles can be opened again; else each folder the tree
+// knows gets a mark of its own.
+type watcher struct {
+	t    *Tree
+	fd   int
+	file *os.File
+	pid  int32
+	// perDir: every folder is marked by itself.
+	perDir bool
+
+	mu      sync.Mutex
+	folders map[string]kml.OID // perDir: handles of the marked folders
+	pending map[Name]time.Time // where to look, and not before when
+	scan    bool               // the kernel lost events
+	wake    chan struct{}
+}
+
+const (
+	watchNames  = unix.FAN_CREATE | unix.FAN_DELETE | unix.FAN_MOVED_FROM | unix.FAN_MOVED_TO
+	watchFiles  = unix.FAN_ATTRIB | unix.FAN_MODIFY | unix.FAN_CLOSE_WRITE
+	watchEvents = watchNames | watchFiles | unix.FAN_ONDIR | unix.FAN_EVENT_ON_CHILD
+	// settleTime is how long a file must rest from being written before it is
+	// looked at without having been closed.
+	settleTime = time.Second
+)
+
+// watchDir starts the watcher; the tree runs without one where the kernel
+// gives none, and then finds foreign edits when they are met.
+func (t *Tree) watchDir() error {
+	fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|unix.FAN_REPORT_DFID_NAME,
+		unix.O_RDONLY|unix.O_CLOEXEC|unix.O_LARGEFILE)
+	if err != nil {
+		return fmt.Errorf("fanotify_init: %w", err)
+	}
+	w := &watcher{t: t, fd: fd, pid: int32(os.Getpid()), pending: make(map[Name]time.Time),
+		folders: make(map[string]kml.OID), wake: make(chan struct{}, 1)}
+	if err := w.markAll(); err != nil {
+		unix.Close(fd)
+		return err
+	}
+	w.file = os.NewFile(uintptr(fd), "fanotify")
+	t.watcher = w
+	t.wg.Go(w.read)
+	t.wg.Go(w.look)
+	return nil
+}
+
+// markAll marks the file system, or where that is not allowed or of no use,
+// each folder the index knows.
+func (w *watcher) markAll() error {
+	err := unix.FanotifyMark(w.fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, watchEvents, w.t.rootfd, ".")
+	if err == nil {
+		if w.canOpenHandles() {
+			return nil
+		}
+		_ = unix.FanotifyMark(w.fd, unix.FAN_MARK_FLUSH|unix.FAN_MARK_FILESYSTEM, 0, w.t.rootfd, ".")
+	}
+	w.perDir = true
+	return w.markFolders(kml.RootOID)
+}
+
+func (w *watcher) canOpenHandles() bool {
+	h, err := HandleAt(w.t.rootfd, "")
+	if err != nil {
+		return false
+	}
+	_, err = w.resolve(h)
+	return err == nil
+}
+
+// markFolders marks a folder and those below it, each before its entries are
+// listed, so that nothing made meanwhile is missed.
+func (w *watcher) markFolders(oid kml.OID) error {
+	if err := w.markOne(oid); err != nil {
+		return err
+	}
+	for after := ""; ; {
+		es, err := w.t.index.Children(oid, after, 1024)
+		if err != nil || len(es) == 0 {
+			return err
+		}
+		for _, e := range es {
+			o, err := w.t.index.Get(e.OID)
+			if err != nil || o.Attr.Mode&unix.S_IFMT != unix.S_IFDIR {
+				continue
+			}
+			if err := w.markFolders(e.OID); err != nil {
+				return err
+			}
+		}
+		after = es[len(es)-1].Name
+	}
+}
+
+func (w *watcher) markOne(oid kml.OID) error {
+	ref, err := w.t.dirs.get(oid)
+	if err != nil {
+		return nil // moved or gone: met when used
+	}
+	defer ref.release()
+	err = unix.FanotifyMark(w.fd, unix.FAN_MARK_ADD|unix.FAN_MARK_ONLYDIR, watchEvents, ref.fd, ".")
+	if err != nil {
+		return fmt.Errorf("fanotify_mark of folder %v (fs.fanotify.max_user_marks too low?): %w", oid, err)
+	}
+	h, err := HandleAt(ref.fd, "")
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	w.folders[string(h)] = oid
+	w.mu.Unlock()
+	return nil
+}
+
+// added marks a new folder where folders are marked one by one.
+func (w *watcher) added(oid kml.OID) {
+	if w == nil || !w.perDir {
+		return
+	}
+	if err := w.markOne(oid); err != nil {
+		w.t.logger.Warn("folder is not watched; edits behind the tree's back are found on use", "oid", oid, "err", err)
+	}
+}
+
+func (w *watcher) close() {
+	if w != nil {
+		w.file.Close()
+	}
+}
+
+// read takes events off the kernel's queue as fast as they come.
+func (w *watcher) read() {
+	buf := make([]byte, 256<<10)
+	for {
+		n, err := w.file.Read(buf)
+		if err != nil {
+			if w.t.ctx.Err() == nil && !errors.Is(err, os.ErrClosed) {
+				w.t.logger.Error("watching for foreign edits ended", "fileset", w.t.dir, "err", err)
+			}
+			return
+		}
+		w.events(buf[:n])
+	}
+}
+
+const metaSize = int(unsafe.Sizeof(unix.FanotifyEventMetadata{}))
+
+// events reads fanotify_event_metadata with its information records behind it.
+func (w *watcher) events(b []byte) {
+	for len(b) >= metaSize {
+		length := int(binary.NativeEndian.Uint32(b))
+		if length < metaSize || length > len(b) {
+			return
+		}
+		ev := (*unix.FanotifyEventMetadata)(unsafe.Pointer(&b[0]))
+		switch {
+		case ev.Mask&unix.FAN_Q_OVERFLOW != 0:
+			w.lost()
+		case ev.Pid != w.pid || w.perDir && ev.Pid == 0:
+			w.info(ev.Mask, b[int(ev.Metadata_len):length])
+		}
+		b = b[length:]
+	}
+}
+
+// info reads one event's directory handle and name
+// (fanotify_event_info_fid, fanotify(7)).
+func (w *watcher) info(mask uint64, b []byte) {
+	const hdr, fsid, fh = 4, 8, 8
+	if len(b) < hdr+fsid+fh || b[0] != unix.FAN_EVENT_INFO_TYPE_DFID_NAME {
+		return
+	}
+	body := b[hdr+fsid:]
+	n := int(binary.NativeEndian.Uint32(body))
+	if len(body) < fh+n {
+		return
+	}
+	name := body[fh+n:]
+	for i, c := range name {
+		if c == 0 {
+			name = name[:i]
+			break
+		}
+	}
+	typ := binary.NativeEndian.Uint32(body[4:])
+	parent, err := w.resolve(handleOf(typ, body[fh:fh+n]))
+	if err != nil || len(name) == 0 || string(name) == "." {
+		return // not a folder of this fileset
+	}
+	if parent == kml.RootOID && string(name) == ExtDirName {
+		return
+	}
+	when := time.Now()
+	if mask&(watchNames|unix.FAN_CLOSE_WRITE|unix.FAN_ATTRIB) == 0 {
+		when = when.Add(settleTime)
+	}
+	w.note(Name{Parent: parent, Name: string(name)}, when)
+}
+
+// resolve finds the folder a handle means.
+func (w *watcher) resolve(h []byte) (kml.OID, error) {
+	typ, raw := splitHandle(h)
+	if w.perDir {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		oid, ok := w.folders[string(h)]
+		if !ok {
+			return 0, syscall.ENOENT
+		}
+		return oid, nil
+	}
+	root, err := unix.Openat(w.t.rootfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(root)
+	fd, err := unix.OpenByHandleAt(root, unix.NewFileHandle(int32(typ), raw), unix.O_PATH|unix.O_CLOEXEC)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return 0, err
+	}
+	oid, ok := w.t.index.ByIno(st.Ino)
+	if !ok {
+		return 0, syscall.ENOENT
+	}
+	o, err := w.t.index.Get(oid)
+	if err != nil || string(o.Handle) != string(h) {
+		return 0, syscall.ENOENT
+	}
+	return oid, nil
+}
+
+// maxPending bounds what is remembered; more than that is a scan.
+const maxPending = 64 << 10
+
+func (w *watcher) note(n Name, when time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.pending) >= maxPending {
+		w.scan, w.pending = true, make(map[Name]time.Time)
+	}
+	w.pending[n] = when
+	w.signal()
+}
+
+func (w *watcher) lost() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.scan, w.pending = true, make(map[Name]time.Time)
+	w.signal()
+}
+
+func (w *watcher) signal() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// look journals what is found at the places events named.
+func (w *watcher) look() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-w.t.ctx.Done():
+			return
+		case <-w.wake:
+		case <-timer.C:
+		}
+		due, scan, next := w.due(time.Now())
+		if scan {
+			w.t.logger.Warn("events were lost; the whole tree is scanned", "fileset", w.t.dir)
+			w.report(w.t.Scan(w.t.ctx), Name{})
+		}
+		for _, n := range due {
+			w.report(w.t.reconcileName(w.t.ctx, n.Parent, n.Name), n)
+		}
+		if next > 0 {
+			timer.Reset(next)
+		}
+	}
+}
+
+// due takes what may be looked at now, and says when the rest may.
+func (w *watcher) due(now time.Time) (names []Name, scan bool, next time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for n, when := range w.pending {
+		d := when.Sub(now)
+		if d <= 0 {
+			names = append(names, n)
+			delete(w.pending, n)
+		} else if next == 0 || d < next {
+			next = d
+		}
+	}
+	scan, w.scan = w.scan, false
+	return names, scan, next
+}
+
+func (w *watcher) report(err error, n Name) {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ESTALE) {
+		return
+	}
+	w.t.logger.Warn("a foreign edit is not journaled; it is looked at again on use", "parent", n.Parent, "name", n.Name, "err", err)
+}

@@ -1,0 +1,93 @@
+package p9srv
+
+import (
+	"syscall"
+
+	"github.com/hugelgupf/p9/p9"
+	"github.com/mezzofs/mezzo/p9srv/wire"
+)
+
+func (c *call) getattr() error {
+	var m wire.Tgetattr
+	if err := m.Decode(c.body); err != nil {
+		return err
+	}
+	var r wire.Rgetattr
+	var err error
+	if r.QID, r.Valid, r.Attr, err = c.attr(c.a, m.Mask); err != nil {
+		return err
+	}
+	c.out = r.Append(c.out, c.tag)
+	return nil
+}
+
+func (c *call) attr(sl *slot, mask p9.AttrMask) (p9.QID, p9.AttrMask, p9.Attr, error) {
+	sl.rlock()
+	defer sl.runlock()
+	return c.file(sl).GetAttr(mask)
+}
+
+func (c *call) setattr() error {
+	var m wire.Tsetattr
+	if err := m.Decode(c.body); err != nil {
+		return err
+	}
+	if c.a.xattr != nil {
+		return syscall.EBADF
+	}
+	m.Attr.Permissions &= permissions
+	if err := c.setAttr(c.a, m.Valid, m.Attr); err != nil {
+		return err
+	}
+	c.out = (&wire.Rsetattr{}).Append(c.out, c.tag)
+	return nil
+}
+
+func (c *call) setAttr(sl *slot, valid p9.SetAttrMask, attr p9.SetAttr) error {
+	sl.lock()
+	defer sl.unlock()
+	if sl.gone() && !sl.opened {
+		return syscall.ENOENT
+	}
+	if sa, ok := sl.file.(SetAttrer); ok && c.ctx != nil {
+		return sa.SetAttrContext(c.ctx, valid, attr)
+	}
+	return c.file(sl).SetAttr(valid, attr)
+}
+
+func (c *call) readlink() error {
+	var m wire.Treadlink
+	if err := m.Decode(c.body); err != nil {
+		return err
+	}
+	if c.a.qtype&p9.TypeSymlink == 0 {
+		return syscall.EINVAL
+	}
+	c.a.rlock()
+	defer c.a.runlock()
+	if c.a.gone() {
+		return syscall.ENOENT
+	}
+	target, err := c.file(c.a).Readlink()
+	if err != nil {
+		return err
+	}
+	if wire.CheckString(target) != nil {
+		return syscall.ENAMETOOLONG
+	}
+	c.out = (&wire.Rreadlink{Target: target}).Append(c.out, c.tag)
+	return nil
+}
+
+func (c *call) statfs() error {
+	var m wire.Tstatfs
+	if err := m.Decode(c.body); err != nil {
+		return err
+	}
+	st, err := c.file(c.a).StatFS()
+	if err != nil {
+		return err
+	}
+	c.out = (&wire.Rstatfs{Stat: st}).Append(c.out, c.tag)
+	return nil
+}

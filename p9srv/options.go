@@ -1,0 +1,69 @@
+package p9srv
+
+import (
+	"log/slog"
+
+	"github.com/mezzofs/mezzo/p9srv/wire"
+)
+
+// Options of a Server. The zero value works.
+type Options struct {
+	// MaxMessageSize is the largest msize granted, in bytes. Default 1 MiB,
+	// at least 4096.
+	MaxMessageSize int
+	// MaxFIDs bounds the fids of a connection; a walk or attach beyond it is
+	// answered with EMFILE. Default 1 << 20.
+	MaxFIDs int
+	// MaxRequests bounds the requests of a connection that wait or run on
+	// other goroutines; one beyond it is answered with EAGAIN. Default 16384.
+	MaxRequests int
+	// MaxBytes bounds the memory of a connection for requests in progress and
+	// answers the client has not taken: beyond it nothing more is read from
+	// the client until some is done. Default 64 MiB.
+	MaxBytes int
+	// Users looks a user up; see User for what to fill in. Default: the
+	// system's user database. It may block. An error, or a User with UID NoID,
+	// leaves what the client said.
+	Users func(uid uint32, name string) (User, error)
+	// Log gets connections that end badly, panics, and errors without an
+	// errno. Default: nothing.
+	Log *slog.Logger
+	// Trace, when not nil, is called for each message of each connection, with
+	// the message in one line (see wire.Text). It must not block and may be
+	// called by several goroutines at a time.
+	Trace func(conn uint64, line string)
+}
+
+// Defaults and limits of Options.
+const (
+	defaultMessageSize = 1 << 20
+	maxMessageSize     = 1 << 28
+	defaultFIDs        = 1 << 20
+	defaultRequests    = 1 << 14
+	defaultBytes       = 64 << 20
+)
+
+func (o Options) withDefaults() Options {
+	if o.MaxMessageSize <= 0 {
+		o.MaxMessageSize = defaultMessageSize
+	}
+	o.MaxMessageSize = min(max(o.MaxMessageSize, wire.MinMsize), maxMessageSize)
+	if o.MaxFIDs <= 0 {
+		o.MaxFIDs = defaultFIDs
+	}
+	if o.MaxRequests <= 0 {
+		o.MaxRequests = defaultRequests
+	}
+	if o.MaxBytes <= 0 {
+		o.MaxBytes = defaultBytes
+	}
+	// One request and one answer of full size have to fit.
+	o.MaxBytes = max(o.MaxBytes, 2*o.MaxMessageSize)
+	if o.Users == nil {
+		o.Users = systemUser
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}

@@ -1,0 +1,217 @@
+package p9srv
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// outq is what waits to be written to a connection. Whoever adds answers
+// writes, unless somebody else is at it already; then that one writes these,
+// too. A descriptor that takes no more is left to a goroutine of its own, so
+// that nobody else waits for a client that does not read.
+type outq struct {
+	conn  io.Writer
+	raw   syscall.RawConn // nil: not a socket
+	bufs  *buffers
+	count *counters
+	owner *sync.WaitGroup // of the goroutine
+	fail  func(error)
+
+	mu   sync.Mutex
+	pend [][]byte // in order, owned
+	size int      // bytes in pend and being written
+	held int      // bytes of requests in progress
+	busy bool     // somebody writes
+	dead bool     // nothing is written any more
+	room sync.Cond
+}
+
+func (q *outq) init(c io.Writer, raw syscall.RawConn, s *Server, owner *sync.WaitGroup, fail func(error)) {
+	q.conn, q.raw, q.bufs, q.count, q.owner, q.fail = c, raw, &s.bufs, &s.count, owner, fail
+	q.room.L = &q.mu
+}
+
+// add queues a buffer; it belongs to q then. It does no I/O.
+func (q *outq) add(b []byte) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.dead {
+		q.bufs.put(b)
+		return
+	}
+	q.pend = append(q.pend, b)
+	q.size += len(b)
+}
+
+// flush writes what is queued, if nobody else does.
+func (q *outq) flush() {
+	q.mu.Lock()
+	if q.busy || q.dead || len(q.pend) == 0 {
+		q.mu.Unlock()
+		return
+	}
+	q.busy = true
+	if q.raw == nil {
+		q.owner.Add(1)
+		q.mu.Unlock()
+		go q.drain(nil)
+		return
+	}
+	for len(q.pend) > 0 && !q.dead {
+		batch := q.pend
+		q.pend = nil
+		q.mu.Unlock()
+		rest, err := q.tryWrite(batch)
+		if err == nil && len(rest) > 0 {
+			q.owner.Add(1)
+			go q.drain(rest)
+			return
+		}
+		if err != nil {
+			q.die(err)
+			return
+		}
+		q.mu.Lock()
+	}
+	q.busy = false
+	q.mu.Unlock()
+}
+
+// maxVec is how many buffers one writev takes.
+const maxVec = 64
+
+// tryWrite writes a batch without waiting. It returns what the descriptor did
+// not take.
+func (q *outq) tryWrite(batch [][]byte) (rest [][]byte, err error) {
+	for len(batch) > 0 {
+		var n int
+		vec := batch[:min(len(batch), maxVec)]
+		cerr := q.raw.Write(func(fd uintptr) bool {
+			for {
+				if len(vec) == 1 {
+					n, err = unix.Write(int(fd), vec[0])
+				} else {
+					n, err = unix.Writev(int(fd), vec)
+				}
+				if err != unix.EINTR {
+					return true
+				}
+			}
+		})
+		if err == nil {
+			err = cerr
+		}
+		if errors.Is(err, unix.EAGAIN) {
+			return batch, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		q.count.writes.Add(1)
+		batch = q.took(batch, n)
+	}
+	return nil, nil
+}
+
+// took accounts for n bytes written from the front of batch.
+func (q *outq) took(batch [][]byte, n int) [][]byte {
+	q.count.bytesOut.Add(uint64(n))
+	q.mu.Lock()
+	q.size -= n
+	q.room.Broadcast()
+	q.mu.Unlock()
+	for n > 0 && n >= len(batch[0]) {
+		n -= len(batch[0])
+		q.bufs.put(batch[0])
+		batch = batch[1:]
+	}
+	if n > 0 {
+		// The front of a pooled buffer may be cut off: its capacity then says
+		// that it is none of the pool's.
+		batch[0] = batch[0][n:]
+	}
+	return batch
+}
+
+// drain writes with waiting until nothing is left.
+func (q *outq) drain(batch [][]byte) {
+	defer q.owner.Done()
+	for {
+		for len(batch) > 0 {
+			var n int
+			var err error
+			if c, ok := q.conn.(net.Conn); ok && len(batch) > 1 && q.raw != nil {
+				vec := net.Buffers(append([][]byte(nil), batch...))
+				var n64 int64
+				n64, err = vec.WriteTo(c)
+				n = int(n64)
+			} else {
+				n, err = q.conn.Write(batch[0])
+			}
+			q.count.writes.Add(1)
+			batch = q.took(batch, n)
+			if err != nil {
+				q.die(err)
+				return
+			}
+		}
+		q.mu.Lock()
+		if len(q.pend) == 0 || q.dead {
+			q.busy = false
+			q.mu.Unlock()
+			return
+		}
+		batch, q.pend = q.pend, nil
+		q.mu.Unlock()
+	}
+}
+
+// hold accounts for memory of requests in progress.
+func (q *outq) hold(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.held += n
+	if n < 0 {
+		q.room.Broadcast()
+	}
+}
+
+// waitRoom returns when at most limit bytes wait and are held, or nothing is
+// written any more.
+func (q *outq) waitRoom(limit int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for q.size+q.held > limit && !q.dead {
+		q.room.Wait()
+	}
+}
+
+// drop forgets what is queued and not being written: a session restarts.
+func (q *outq) drop() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, b := range q.pend {
+		q.size -= len(b)
+		q.bufs.put(b)
+	}
+	q.pend = nil
+}
+
+// die ends all writing.
+func (q *outq) die(err error) {
+	q.stop()
+	q.fail(err)
+}
+
+func (q *outq) stop() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.dead, q.busy = true, false
+	q.pend, q.size = nil, 0
+	q.room.Broadcast()
+}

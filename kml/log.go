@@ -72,6 +72,10 @@ func (l *Log) Close() error {
 	defer l.mu.Unlock()
 	if !l.o.ReadOnly {
 		l.dropSpare()
+		for _, s := range l.unsynced {
+			s.release()
+		}
+		l.unsynced = nil
 	}
 	l.pub.Lock()
 	segs := l.segs

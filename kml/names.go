@@ -150,3 +150,13 @@ func (f Flags) String() string {
 	}
 	return strings.Join(b, ",")
 }
+
+// names is the fields of an Attr that m holds.
+func (m AttrMask) names() (out []string) {
+	for i, n := range [...]string{"mode", "uid", "gid", "mtime", "size", "nlink", "rdev", "atime"} {
+		if m&(1<<i) != 0 {
+			out = append(out, n)
+		}
+	}
+	return out
+}

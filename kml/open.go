@@ -96,7 +96,10 @@ func (l *Log) load() error {
 	for i, num := range nums {
 		s := &segment{num: num, path: segmentPath(l.dir, num)}
 		if i > 0 && num != nums[i-1]+1 {
-			return &DamageError{Segment: segmentPath(l.dir, nums[i-1]+1), Err: os.ErrNotExist}
+			// What the row lacks is bad; scan says whether it mattered.
+			gap := nums[i-1] + 1
+			l.segs = append(l.segs, &segment{num: gap, path: segmentPath(l.dir, gap),
+				bad: fmt.Errorf("segment is missing: %w", ErrShort)})
 		}
 		f, err := s.acquire(l.o.fs)
 		if err != nil {
@@ -159,23 +162,25 @@ func (l *Log) create() error {
 	return nil
 }
 
-// scan checks the log. What a mark in a later segment's header says is durable
-// is only looked at from the ends of its segments; the rest is read.
+// scan checks the log. Of segments that a later header says are durable only
+// the ends are looked at; the rest is read.
 func (l *Log) scan() error {
 	if err := l.segs[0].bad; err != nil {
 		return &DamageError{Segment: l.segs[0].path, Err: err}
 	}
+	// Behind what the last header says is durable, anything may be bad, the
+	// commit mark it speaks of included.
+	var durable Position
+	for _, s := range l.segs {
+		if s.bad == nil {
+			durable = max(durable, s.hdr.tail.durable)
+		}
+	}
 	first := 0
-	for k := len(l.segs) - 1; k > 0; k-- {
-		if l.segs[k].bad != nil {
-			continue
+	for i, s := range l.segs {
+		if s.bad == nil && s.hdr.tail.pos <= durable {
+			first = i
 		}
-		for first = k; first > 0; first-- {
-			if s := l.segs[first]; s.bad == nil && s.hdr.tail.pos < l.segs[k].hdr.tail.mark {
-				break
-			}
-		}
-		break
 	}
 	for i := 1; i <= first; i++ {
 		if err := l.checkJoint(l.segs[i-1], l.segs[i]); err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 )
 
 // Repair is what Open cut off the end of a log: a record that was being
@@ -82,7 +83,7 @@ func (l *Log) cutTo(i int, off int64, mark *Record) error {
 		l.at.mind(mark)
 	}
 	for j := len(l.segs) - 1; j > i; j-- {
-		if err := l.o.fs.Remove(l.segs[j].path); err != nil {
+		if err := l.o.fs.Remove(l.segs[j].path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
@@ -108,10 +109,13 @@ func (l *Log) cutTo(i int, off int64, mark *Record) error {
 func (l *Log) findMark(i int, off int64) (best *Record, err error) {
 	for j := i; j < len(l.segs); j++ {
 		s := l.segs[j]
-		if h := s.hdr.tail; j > i && s.bad == nil && h.mark > 0 && (best == nil || h.durable > best.Base.Pos) {
+		if h := s.hdr.tail; off == 0 && s.bad == nil && h.mark > 0 && (best == nil || h.durable > best.Base.Pos) {
 			best = &Record{Pos: h.mark, Base: Base{Pos: h.durable}}
 		}
 		f, err := s.acquire(l.o.fs)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // a gap in the row
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -180,7 +184,7 @@ func (l *Log) CutAfter(p Position, reason string, id [16]byte) (*Record, error) 
 	}
 	old, last := l.segs, l.segs[len(l.segs)-1]
 	r := &Record{Op: OpMark, Mark: MarkEpoch, Name: reason, Value: id[:], Time: l.o.Now().UnixNano(),
-		Pos: MakePosition(l.at.pos.Epoch()+1, p.Recno()+1), Base: Base{Pos: l.at.durable}}
+		Pos: MakePosition(l.at.pos.Epoch()+1, p.Recno()+1), Base: Base{Pos: min(p, l.at.firm())}}
 	l.at.pos, l.at.crc = at.after, at.crc
 	if err := l.cutTo(i, at.off, r); err != nil {
 		return nil, l.spoil(err)

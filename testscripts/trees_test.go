@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sort"
 	"strings"
 	"testing"
@@ -241,10 +240,9 @@ func goTree(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: gotree DIR [PACKAGE...]")
 	}
-	src := filepath.Join(runtime.GOROOT(), "src")
-	if out, err := exec.Command("go", "env", "GOROOT").Output(); err == nil {
-		src = filepath.Join(strings.TrimSpace(string(out)), "src")
-	}
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	ts.Check(err)
+	src := filepath.Join(strings.TrimSpace(string(goroot)), "src")
 	dst := ts.MkAbs(args[0])
 	if len(args) == 1 {
 		ts.Check(ts.Exec("cp", "-a", src, dst))

@@ -19,8 +19,8 @@ type ExtNode struct {
 	Mode uint32 // type and permission bits
 	Text bool   // lines made at the open; blank lines at its end change nothing
 	Dir  Ext
-	// Size is the exact number of bytes a read of it now would give; 0 for
-	// streams.
+	// Size is the exact number of bytes a read of it now would give. nil: a
+	// folder, or a stream, which answers each read with what there is.
 	Size func(ctx context.Context) (uint64, error)
 	// Open opens a file entry; flags as in open(2). ctx ends with the call.
 	Open func(ctx context.Context, c *Cred, flags int) (ExtHandle, error)

@@ -1,6 +1,7 @@
 package export
 
 import (
+	"context"
 	"io"
 	"syscall"
 
@@ -8,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/kml"
+	"github.com/mezzofs/mezzo/p9srv"
 )
 
 // direntOverhead is what an entry takes in a message besides its name: qid,
@@ -18,53 +20,88 @@ const direntOverhead = 13 + 8 + 1 + 2
 // client's kernel does not add. A tree's offset o is o+dots on the wire.
 const dots = 2
 
-// Readdir returns entries from offset on, as many as surely fill count bytes of
-// a message and not many more; io.EOF at the end. An offset stays good while
-// the folder is open, and offset 0 takes a new picture of it. The qids have no
-// version: a listing looks at names alone.
-func (f *File) Readdir(offset uint64, count uint32) (p9.Dirents, error) {
+// dirBatch is how many entries are asked of the tree at a time.
+const dirBatch = 256
+
+// ReadDirContext hands out the entries from offset on, "." and ".." first. An
+// offset stays good while the folder is open; offset 0 takes a new picture of
+// it. The qids have no version: a listing looks at names alone.
+func (f *File) ReadDirContext(ctx context.Context, offset uint64, add func(p9srv.Dirent) bool) error {
 	n := f.n
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	switch {
 	case n.h != nil:
-		return nil, syscall.ENOTDIR
+		return syscall.ENOTDIR
 	case n.d == nil:
-		return nil, syscall.EBADF
+		return syscall.EBADF
 	}
-	// Short names are about eight bytes; what does not fit is read again.
-	most := int(min(count, 1<<20))/(direntOverhead+8) + 1
-	ents := make(p9.Dirents, 0, min(most, 64))
 	if offset == 0 {
-		ents = append(ents, dirent(n.oid, unix.S_IFDIR, 1, "."))
-	}
-	if offset <= 1 {
-		up, err := n.s.up(f.ctx, n.oid)
-		if err != nil {
-			up = n.oid // removed while open: what the parent was is nobody's business
+		if !add(dirent(n.oid, unix.S_IFDIR, 1, ".")) {
+			return nil
 		}
-		ents = append(ents, dirent(up, unix.S_IFDIR, dots, ".."))
+		offset = 1
+	}
+	if offset == 1 {
+		up, err := n.s.up(ctx, n.oid)
+		if err != nil {
+			up = n.oid // removed while open: it has no parent
+		}
+		if !add(dirent(up, unix.S_IFDIR, dots, "..")) {
+			return nil
+		}
 		offset = dots
 	}
-	list, err := n.d.ReadDir(f.ctx, offset-dots, max(1, most-len(ents)))
-	if err != nil {
-		return nil, errno(err)
+	for {
+		list, err := n.d.ReadDir(ctx, offset-dots, dirBatch)
+		if err != nil {
+			return errno(err)
+		}
+		for _, e := range list {
+			if !add(dirent(e.OID, e.Type, e.Off+dots, e.Name)) {
+				return nil
+			}
+			offset = e.Off + dots
+		}
+		if len(list) == 0 {
+			return nil
+		}
 	}
-	for _, e := range list {
-		ents = append(ents, dirent(e.OID, e.Type, e.Off+dots, e.Name))
-	}
-	if len(ents) == 0 {
+}
+
+// Readdir is ReadDirContext for an engine without it: as many entries as fit in
+// count bytes of a message, io.EOF at the end. Types are those of qids.
+func (f *File) Readdir(offset uint64, count uint32) (p9.Dirents, error) {
+	return collect(f, f.ctx, offset, count)
+}
+
+func collect(d p9srv.DirReader, ctx context.Context, offset uint64, count uint32) (p9.Dirents, error) {
+	var ents p9.Dirents
+	room := int64(count)
+	err := d.ReadDirContext(ctx, offset, func(e p9srv.Dirent) bool {
+		room -= direntOverhead + int64(len(e.Name))
+		if room < 0 {
+			return false
+		}
+		ents = append(ents, p9.Dirent{QID: e.QID, Offset: e.Offset, Type: e.QID.Type, Name: e.Name})
+		return true
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case len(ents) == 0 && room < 0:
+		return nil, syscall.EINVAL
+	case len(ents) == 0:
 		return nil, io.EOF
 	}
 	return ents, nil
 }
 
-func dirent(oid kml.OID, mode uint32, off uint64, name string) p9.Dirent {
-	return p9.Dirent{
+func dirent(oid kml.OID, mode uint32, off uint64, name string) p9srv.Dirent {
+	return p9srv.Dirent{
 		QID:    p9.QID{Type: qidType(mode), Path: uint64(oid)},
 		Offset: off,
-		// The protocol of Linux puts readdir(3)'s d_type here.
-		Type: p9.QIDType(mode & unix.S_IFMT >> 12),
-		Name: name,
+		Type:   uint8(mode & unix.S_IFMT >> 12),
+		Name:   name,
 	}
 }

@@ -2,7 +2,6 @@ package export
 
 import (
 	"context"
-	"io"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -50,7 +49,12 @@ type extFile struct {
 
 var (
 	_ p9.File             = (*extFile)(nil)
+	_ p9srv.Concurrent    = (*extFile)(nil)
+	_ p9srv.Walker        = (*extFile)(nil)
+	_ p9srv.DirReader     = (*extFile)(nil)
+	_ p9srv.Remover       = (*extFile)(nil)
 	_ p9srv.InPlacer      = (*extFile)(nil)
+	_ p9srv.StreamReader  = (*extFile)(nil)
 	_ p9srv.ContextReader = (*extFile)(nil)
 	_ p9srv.ContextWriter = (*extFile)(nil)
 	_ p9srv.FSyncer       = (*extFile)(nil)
@@ -65,59 +69,60 @@ func (x *extFile) qid() p9.QID {
 	return p9.QID{Type: qidType(x.node.Mode), Path: extPath | x.node.ID&(extPath-1)}
 }
 
+// Concurrent says that the engine need not lock for extFile.
+func (x *extFile) Concurrent() {}
+
+// StreamReads is true for what has no size: reads answer with what there is.
+func (x *extFile) StreamReads() bool { return x.node.Size == nil && x.node.Dir == nil }
+
 // InPlace is true for nothing that may wait: streams are among these files.
 func (x *extFile) InPlace(op p9srv.InPlaceOp) bool {
 	return x.s.e.o.InPlace && op == p9srv.OpMeta
 }
 
 // Walk steps along names.
-func (x *extFile) Walk(names []string) ([]p9.QID, p9.File, error) {
-	qids, f, err := x.walk(names)
-	if err != nil {
-		return qids, nil, err
-	}
-	return qids, f, nil
+func (x *extFile) Walk(names []string) ([]p9.QID, p9.File, error) { return x.walk(nil, names) }
+
+// WalkNames is Walk for an engine that keeps the qids' room.
+func (x *extFile) WalkNames(qids []p9.QID, names []string) ([]p9.QID, p9.File, error) {
+	return x.walk(qids, names)
 }
 
-func (x *extFile) walk(names []string) ([]p9.QID, p9.File, error) {
+func (x *extFile) walk(qids []p9.QID, names []string) ([]p9.QID, p9.File, error) {
 	at := &extFile{s: x.s, up: x.up, node: x.node}
 	at.told.Store(x.told.Load())
-	var qids []p9.QID
 	for i, name := range names {
-		if at.node.Dir == nil {
+		switch {
+		case at.node.Dir == nil:
 			return qids, nil, syscall.ENOTDIR
-		}
-		if name == ".." {
-			if at.up == nil {
-				return at.leave(qids, names[i+1:])
-			}
+		case name == ".." && at.up == nil:
+			return x.s.leave(qids, names[i+1:])
+		case name == "..":
 			at = &extFile{s: x.s, up: at.up.up, node: at.up.node}
-			qids = append(qids, at.qid())
-			continue
+		default:
+			node, err := at.node.Dir.Lookup(x.s.ctx, x.s.cred, name)
+			if err != nil {
+				return qids, nil, err
+			}
+			at = &extFile{s: x.s, up: at, node: node}
 		}
-		node, err := at.node.Dir.Lookup(x.s.ctx, x.s.cred, name)
-		if err != nil {
-			return qids, nil, err
-		}
-		at = &extFile{s: x.s, up: at, node: node}
 		qids = append(qids, at.qid())
 	}
 	return qids, at, nil
 }
 
-// leave walks on from the root of the tree.
-func (x *extFile) leave(qids []p9.QID, rest []string) ([]p9.QID, p9.File, error) {
-	a, err := x.s.e.fs.Getattr(x.s.ctx, x.s.cred, kml.RootOID)
+// leave walks on from the root of the tree, into which ".." led.
+func (s *session) leave(qids []p9.QID, rest []string) ([]p9.QID, p9.File, error) {
+	a, err := s.e.fs.Getattr(s.ctx, s.cred, kml.RootOID)
 	if err != nil {
 		return qids, nil, err
 	}
-	root := x.s.file(a, kml.RootOID, "")
+	root := s.file(a, kml.RootOID, "")
 	qids = append(qids, qidOf(&a))
 	if len(rest) == 0 {
 		return qids, root, nil
 	}
-	q, f, err := root.Walk(rest)
-	return append(qids, q...), f, err
+	return root.WalkNames(qids, rest)
 }
 
 // WalkGetAttr is Walk and GetAttr.
@@ -240,30 +245,44 @@ func (x *extFile) UnlinkAt(name string, flags uint32) error {
 	return m.Remove(x.s.ctx, x.s.cred, name)
 }
 
+// Remove removes the file from its folder.
+func (x *extFile) Remove(context.Context) error {
+	if x.up == nil {
+		return syscall.EPERM
+	}
+	return x.up.UnlinkAt(x.node.Name, 0)
+}
+
 // Readdir lists a folder.
 func (x *extFile) Readdir(offset uint64, count uint32) (p9.Dirents, error) {
+	return collect(x, x.s.ctx, offset, count)
+}
+
+// ReadDirContext hands out the entries as they were at the open.
+func (x *extFile) ReadDirContext(_ context.Context, offset uint64, add func(p9srv.Dirent) bool) error {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if !x.opened || x.node.Dir == nil {
-		return nil, syscall.EBADF
+		return syscall.EBADF
 	}
-	above := x.s.root
-	up := p9.QID{Type: p9.TypeDir, Path: uint64(above)}
-	if x.up != nil {
-		up = x.up.qid()
+	for i := offset; i < uint64(len(x.list))+dots; i++ {
+		e := p9srv.Dirent{QID: x.qid(), Offset: i + 1, Type: unix.DT_DIR, Name: "."}
+		switch {
+		case i == 1:
+			e.Name = ".."
+			e.QID.Path = uint64(kml.RootOID)
+			if x.up != nil {
+				e.QID = x.up.qid()
+			}
+		case i >= dots:
+			c := extFile{node: x.list[i-dots]}
+			e.QID, e.Name, e.Type = c.qid(), c.node.Name, uint8(c.node.Mode&unix.S_IFMT>>12)
+		}
+		if !add(e) {
+			return nil
+		}
 	}
-	ents := p9.Dirents{
-		{QID: x.qid(), Offset: 1, Type: unix.DT_DIR, Name: "."},
-		{QID: up, Offset: dots, Type: unix.DT_DIR, Name: ".."},
-	}
-	for i, e := range x.list {
-		c := extFile{node: e}
-		ents = append(ents, p9.Dirent{QID: c.qid(), Offset: uint64(i + dots + 1), Type: p9.QIDType(e.Mode & unix.S_IFMT >> 12), Name: e.Name})
-	}
-	if offset >= uint64(len(ents)) {
-		return nil, io.EOF
-	}
-	return ents[offset:], nil
+	return nil
 }
 
 // ReadAt reads; see ReadAtContext.

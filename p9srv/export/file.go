@@ -46,6 +46,11 @@ type node struct {
 
 var (
 	_ p9.File             = (*File)(nil)
+	_ p9srv.Concurrent    = (*File)(nil)
+	_ p9srv.Binder        = (*File)(nil)
+	_ p9srv.Walker        = (*File)(nil)
+	_ p9srv.DirReader     = (*File)(nil)
+	_ p9srv.Remover       = (*File)(nil)
 	_ p9srv.InPlacer      = (*File)(nil)
 	_ p9srv.ContextReader = (*File)(nil)
 	_ p9srv.ContextWriter = (*File)(nil)
@@ -53,7 +58,6 @@ var (
 	_ p9srv.SetAttrer     = (*File)(nil)
 	_ p9srv.ContextLocker = (*File)(nil)
 	_ p9srv.LockTester    = (*File)(nil)
-	_ p9srv.Closer        = (*File)(nil)
 )
 
 func (s *session) file(a tree.Attr, parent kml.OID, name string) *File {
@@ -62,17 +66,37 @@ func (s *session) file(a tree.Attr, parent kml.OID, name string) *File {
 
 func (n *node) isDir() bool { return n.typ == unix.S_IFDIR }
 
+// Concurrent says that the engine need not lock for File.
+func (f *File) Concurrent() {}
+
+// Bind is f for one operation that ends with ctx.
+func (f *File) Bind(ctx context.Context) p9.File {
+	return &File{n: f.n, ctx: f.n.s.request(ctx)}
+}
+
 // InPlace says whether op runs without waiting for anything but the disk.
 func (f *File) InPlace(op p9srv.InPlaceOp) bool {
 	if !f.n.s.e.o.InPlace {
 		return false
 	}
-	if op != p9srv.OpWrite {
+	switch op {
+	case p9srv.OpClose:
+		return f.n.closesFast()
+	case p9srv.OpWrite:
+	default:
 		return true
 	}
 	f.n.mu.RLock()
 	defer f.n.mu.RUnlock()
 	return f.n.flags&(unix.O_SYNC|unix.O_DSYNC) == 0
+}
+
+// closesFast reports whether a clunk has nothing to store and no lock to give up
+// that another might be waiting for.
+func (n *node) closesFast() bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.h == nil || n.flags&unix.O_ACCMODE == unix.O_RDONLY
 }
 
 // Walk steps along names; none makes a second File, unopened, of the same
@@ -85,41 +109,59 @@ func (f *File) Walk(names []string) ([]p9.QID, p9.File, error) {
 // WalkGetAttr is Walk with the attributes of the last step, which come with the
 // look-up at no further cost.
 func (f *File) WalkGetAttr(names []string) ([]p9.QID, p9.File, p9.AttrMask, p9.Attr, error) {
-	if len(names) == 0 {
-		return f.clone()
+	qids, g, a, err := f.walk(nil, names)
+	if err != nil {
+		return qids, nil, p9.AttrMask{}, p9.Attr{}, err
 	}
+	if a == nil {
+		_, m, pa, err := g.GetAttr(attrMask)
+		return qids, g, m, pa, err
+	}
+	return qids, g, attrMask, attrOf(a), nil
+}
+
+// WalkNames is Walk for an engine that keeps the qids' room.
+func (f *File) WalkNames(qids []p9.QID, names []string) ([]p9.QID, p9.File, error) {
+	qids, g, _, err := f.walk(qids, names)
+	return qids, g, err
+}
+
+// walk appends a qid for each name it got through. The attributes are nil where
+// the walk ended outside the tree.
+func (f *File) walk(qids []p9.QID, names []string) ([]p9.QID, p9.File, *tree.Attr, error) {
 	s, at := f.n.s, f.n
-	qids := make([]p9.QID, 0, len(names))
+	if len(names) == 0 {
+		g, a, err := f.clone()
+		if err != nil {
+			return qids, nil, nil, err
+		}
+		return qids, g, &a, nil
+	}
 	var a tree.Attr
 	for i, name := range names {
 		if at.isExt(name) {
 			x := s.extRoot()
-			q, g, m, pa, err := x.WalkGetAttr(names[i+1:])
-			if i+1 == len(names) {
-				q = []p9.QID{x.qid()}
-			} else if err == nil {
-				q = append([]p9.QID{x.qid()}, q...)
-			}
-			return append(qids, q...), g, m, pa, err
+			qids, g, err := x.walk(append(qids, x.qid()), names[i+1:])
+			return qids, g, nil, err
 		}
 		var err error
 		if a, at, err = s.step(f.ctx, at, name); err != nil {
-			return qids, nil, p9.AttrMask{}, p9.Attr{}, err
+			return qids, nil, nil, err
 		}
 		qids = append(qids, qidOf(&a))
 	}
-	return qids, &File{n: at, ctx: s.ctx}, attrMask, attrOf(&a), nil
+	return qids, &File{n: at, ctx: s.ctx}, &a, nil
 }
 
 // clone answers the walk of no names. The object may have no name any more and
 // live by an open handle alone.
-func (f *File) clone() ([]p9.QID, p9.File, p9.AttrMask, p9.Attr, error) {
+func (f *File) clone() (*File, tree.Attr, error) {
 	a, err := f.attr(f.ctx)
 	if err != nil {
-		return nil, nil, p9.AttrMask{}, p9.Attr{}, err
+		return nil, a, err
 	}
 	parent, name := f.place()
-	return nil, f.n.s.file(a, parent, name), attrMask, attrOf(&a), nil
+	return f.n.s.file(a, parent, name), a, nil
 }
 
 // step is one element of a walk.
@@ -248,12 +290,7 @@ func (s *session) statfs(ctx context.Context, oid kml.OID) (p9.FSStat, error) {
 
 // Close gives the file up: what was written becomes a store, then its locks go.
 // The error is that of the store.
-func (f *File) Close() error { return f.close(f.ctx) }
-
-// CloseContext is Close for a session that ended without a clunk.
-func (f *File) CloseContext(ctx context.Context) error { return f.close(f.n.s.request(ctx)) }
-
-func (f *File) close(context.Context) error {
+func (f *File) Close() error {
 	n := f.n
 	n.locks.cancel()
 	n.mu.Lock()

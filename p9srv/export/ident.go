@@ -111,38 +111,51 @@ func (e *Export) credOf(u p9srv.User) *tree.Cred {
 		return nil
 	}
 	gid := u.GID
-	if gid == noID {
+	if gid == p9srv.NoID {
 		gid = Nobody
 	}
 	return &tree.Cred{UID: u.UID, GID: gid, Groups: u.Groups}
 }
 
-// noID is what stands for a user or group that is not known.
-const noID = ^uint32(0)
-
-// withGroups looks u's groups up in the user database where the transport has
-// not told them. A number the database does not know stays without.
-func withGroups(u p9srv.User) p9srv.User {
-	if u.GID != noID || u.Groups != nil {
+// known fills in from the user database what the transport has not told: the
+// number of a user who gave a name, the groups of one who gave a number.
+func known(u p9srv.User) p9srv.User {
+	var p *user.User
+	var err error
+	switch {
+	case u.UID == p9srv.NoID && u.Name == "":
+		err = user.UnknownUserError("")
+	case u.UID == p9srv.NoID:
+		u.Proven = false
+		p, err = user.Lookup(u.Name)
+	case u.GID != p9srv.NoID || u.Groups != nil:
 		return u
+	default:
+		p, err = user.LookupId(strconv.FormatUint(uint64(u.UID), 10))
 	}
-	p, err := user.LookupId(strconv.FormatUint(uint64(u.UID), 10))
 	if err != nil {
+		if u.UID == p9srv.NoID {
+			u.UID, u.Proven = Nobody, false
+		}
 		return u
 	}
-	if g, err := strconv.ParseUint(p.Gid, 10, 32); err == nil {
-		u.GID = uint32(g)
-	}
+	u.UID, u.GID = number(p.Uid), number(p.Gid)
 	ids, err := p.GroupIds()
 	if err != nil {
 		return u
 	}
 	for _, id := range ids {
-		if g, err := strconv.ParseUint(id, 10, 32); err == nil {
-			u.Groups = append(u.Groups, uint32(g))
-		}
+		u.Groups = append(u.Groups, number(id))
 	}
 	return u
+}
+
+func number(s string) uint32 {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil {
+		return Nobody
+	}
+	return uint32(n)
 }
 
 // withGroup is the credentials under which something is made for group gid, as
@@ -152,7 +165,7 @@ func withGroups(u p9srv.User) p9srv.User {
 func (s *session) withGroup(gid uint32) *tree.Cred {
 	c := s.cred
 	switch {
-	case gid == noID || s.squashed():
+	case gid == p9srv.NoID || s.squashed():
 		return c
 	case c == nil && (s.e.uid != 0 || gid == 0):
 		return nil

@@ -23,9 +23,9 @@ type ownerHash struct{ seed maphash.Seed }
 
 func newOwnerHash() ownerHash { return ownerHash{maphash.MakeSeed()} }
 
-func (o ownerHash) of(session uint64, client string, pid uint32) uint64 {
+func (o ownerHash) of(conn uint64, client string, pid uint32) uint64 {
 	var b [12]byte
-	binary.LittleEndian.PutUint64(b[:], session)
+	binary.LittleEndian.PutUint64(b[:], conn)
 	binary.LittleEndian.PutUint32(b[8:], pid)
 	var h maphash.Hash
 	h.SetSeed(o.seed)
@@ -166,10 +166,18 @@ func (f *File) GetLock(ctx context.Context, l p9srv.Lock) (p9srv.Lock, error) {
 	return r, nil
 }
 
+// conn tells connections apart; where the engine does not, attaches.
+func (s *session) conn(l p9srv.Lock) uint64 {
+	if l.Conn != 0 {
+		return l.Conn
+	}
+	return s.id | 1<<63
+}
+
 func (n *node) lockOf(l p9srv.Lock) (tree.Lock, error) {
 	t := tree.Lock{
 		Start: l.Start, End: ^uint64(0), PID: l.PID,
-		Owner: tree.LockOwner{Door: n.s.e.o.Door, Owner: n.s.e.owners.of(n.s.id, l.Client, l.PID)},
+		Owner: tree.LockOwner{Door: n.s.e.o.Door, Owner: n.s.e.owners.of(n.s.conn(l), l.Client, l.PID)},
 	}
 	switch l.Type {
 	case p9.ReadLock:

@@ -1,6 +1,7 @@
 package export
 
 import (
+	"context"
 	"strings"
 	"syscall"
 
@@ -161,7 +162,8 @@ func (f *File) holds(parent kml.OID, name string) error {
 
 // Remove unlinks the file by the name it was walked to, as the remove message
 // wants it; ESTALE when that name holds something else by now.
-func (f *File) Remove() error {
+func (f *File) Remove(ctx context.Context) error {
+	f = &File{n: f.n, ctx: f.n.s.request(ctx)}
 	if err := f.n.s.writable(); err != nil {
 		return err
 	}

@@ -184,6 +184,7 @@ func (a *applier) link() error {
 	_, err := a.b.Get(r.OID)
 	if errors.Is(err, ErrNotFound) && a.partial {
 		if a.shows(r.Parent) {
+			a.entry(n, r.OID, false)
 			return a.unlist(r.Parent)
 		}
 		return nil
@@ -313,6 +314,7 @@ func (a *applier) move(oid kml.OID, from, to Name) error {
 	if errors.Is(err, ErrNotFound) && a.partial {
 		// What arrives is not known here: its new folder has to be listed again.
 		if a.shows(to.Parent) {
+			a.entry(to, oid, false)
 			return a.unlist(to.Parent)
 		}
 		return nil

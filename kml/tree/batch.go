@@ -19,6 +19,7 @@ func (x *Index) Update(f func(*Batch) error) error {
 	x.wmu.Lock()
 	defer x.wmu.Unlock()
 	b := &Batch{x: x, own: newOverlay(x.Cursor())}
+	b.own.crc = x.CursorCRC()
 	if err := f(b); err != nil {
 		return err
 	}
@@ -131,6 +132,10 @@ func (b *Batch) SetLink(oid kml.OID, n Name, there bool) { b.own.setLink(oid, n,
 
 // SetCursor moves the index to a position of the log.
 func (b *Batch) SetCursor(p kml.Position) { b.own.cursor = p }
+
+// SetCursorCRC keeps the CRC of the log's chain at the cursor: by it a client
+// finds out whether a log is still the one it followed.
+func (b *Batch) SetCursorCRC(crc uint32) { b.own.crc = crc }
 
 // Cursor is where the index is.
 func (b *Batch) Cursor() kml.Position { return b.own.cursor }

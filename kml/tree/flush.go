@@ -77,7 +77,7 @@ func (x *Index) Flush() error {
 	defer x.fmu.Unlock()
 	x.mu.Lock()
 	if x.layers[0].size > 0 || x.layers[0].cursor != x.fileCursor() {
-		x.layers = append([]*overlay{newOverlay(x.layers[0].cursor)}, x.layers...)
+		x.layers = append([]*overlay{x.layers[0].above()}, x.layers...)
 	}
 	old := x.layers[1:]
 	x.mu.Unlock()
@@ -90,7 +90,11 @@ func (x *Index) Flush() error {
 				return err
 			}
 		}
-		return tx.Bucket(buckets.meta).Put([]byte("cursor"), key64(uint64(old[0].cursor)))
+		meta := tx.Bucket(buckets.meta)
+		if err := meta.Put([]byte("crc"), binary.BigEndian.AppendUint32(nil, old[0].crc)); err != nil {
+			return err
+		}
+		return meta.Put([]byte("cursor"), key64(uint64(old[0].cursor)))
 	})
 	x.mu.Lock()
 	defer x.mu.Unlock()

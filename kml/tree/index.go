@@ -97,17 +97,18 @@ func OpenIndex(path string, o IndexOptions) (*Index, error) {
 	}
 	x := &Index{db: db, opt: o, logger: o.Logger, kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
 	x.room.L = &x.mu
-	cursor, err := x.prepare()
+	cursor, crc, err := x.prepare()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), db.Close())
 	}
 	x.layers = []*overlay{newOverlay(cursor)}
+	x.layers[0].crc = crc
 	go x.flusher()
 	return x, nil
 }
 
 // prepare makes the buckets of a new file and reads the cursor of an old one.
-func (x *Index) prepare() (cursor kml.Position, err error) {
+func (x *Index) prepare() (cursor kml.Position, crc uint32, err error) {
 	err = x.db.Update(func(tx *bolt.Tx) error {
 		meta := tx.Bucket(buckets.meta)
 		if meta == nil {
@@ -124,9 +125,12 @@ func (x *Index) prepare() (cursor kml.Position, err error) {
 		if c := meta.Get([]byte("cursor")); len(c) == 8 {
 			cursor = kml.Position(binary.BigEndian.Uint64(c))
 		}
+		if c := meta.Get([]byte("crc")); len(c) == 4 {
+			crc = binary.BigEndian.Uint32(c)
+		}
 		return nil
 	})
-	return cursor, err
+	return cursor, crc, err
 }
 
 func key64(vs ...uint64) []byte {
@@ -354,6 +358,13 @@ func (x *Index) Cursor() kml.Position {
 	return x.layers[0].cursor
 }
 
+// CursorCRC is what SetCursorCRC was last given.
+func (x *Index) CursorCRC() uint32 {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.layers[0].crc
+}
+
 // View is the index at one moment. It must be closed soon: the file cannot
 // reuse space while it is open.
 type View struct {
@@ -373,7 +384,7 @@ func (x *Index) View() (*View, error) {
 	}
 	cursor := x.layers[0].cursor
 	if x.layers[0].size > 0 {
-		x.layers = append([]*overlay{newOverlay(cursor)}, x.layers...)
+		x.layers = append([]*overlay{x.layers[0].above()}, x.layers...)
 		return &View{source{x.layers[1:], tx}, cursor}, nil
 	}
 	return &View{source{x.layers[1:], tx}, cursor}, nil

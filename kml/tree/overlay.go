@@ -12,6 +12,7 @@ type overlay struct {
 	origins map[kml.Origin]kml.Position
 	sites   map[kml.SiteID]siteState
 	cursor  kml.Position
+	crc     uint32 // see SetCursorCRC
 	size    int
 }
 
@@ -38,6 +39,13 @@ func newOverlay(cursor kml.Position) *overlay {
 		sites:   make(map[kml.SiteID]siteState),
 		cursor:  cursor,
 	}
+}
+
+// above is an empty overlay to go on top of o.
+func (o *overlay) above() *overlay {
+	n := newOverlay(o.cursor)
+	n.crc = o.crc
+	return n
 }
 
 func (o *overlay) setName(n Name, v nameVal) {
@@ -84,6 +92,6 @@ func (o *overlay) merge(from *overlay) {
 	for k, v := range from.sites {
 		o.sites[k] = v
 	}
-	o.cursor = from.cursor
+	o.cursor, o.crc = from.cursor, from.crc
 	o.size += len(from.objs) + len(from.inos) + len(from.origins)
 }

@@ -1,0 +1,372 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// Upstream is what a Cache asks of its owner. Its methods may be called at the
+// same time; except Queue they are called without a lock of the cache held and
+// may wait until ctx ends. EHOSTDOWN says that the master cannot be reached.
+type Upstream interface {
+	// List brings the entries of a folder into the cache (see Fill), so that
+	// it is Listed.
+	List(ctx context.Context, oid kml.OID) error
+	// Find brings an object the cache does not know; ESTALE when there is none.
+	Find(ctx context.Context, oid kml.OID) error
+	// OpenVersion opens the present version of a file's contents.
+	OpenVersion(ctx context.Context, oid kml.OID) (Source, error)
+	// Queue takes a store that was cut. It keeps the order of calls, does not
+	// block and does not call the cache.
+	Queue(s *Store)
+	// Settle waits until s is kept so that a crash of the machine does not lose
+	// it, and, while the master can be reached, has been taken by it.
+	Settle(ctx context.Context, s *Store) error
+}
+
+// Source is one version of a file's contents at the master.
+type Source interface {
+	// ReadAt fills p unless the file ends. ESTALE: the version is gone.
+	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
+	Version() kml.Position
+	Size() uint64
+	Close() error
+}
+
+// CacheOptions tune a Cache. Upstream must be set.
+type CacheOptions struct {
+	Upstream Upstream
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+	// Logger takes changes of state; nil is silence.
+	Logger *slog.Logger
+	// WholeMax is the size in bytes up to which a file is fetched whole when it
+	// is opened; larger ones come as they are read. 0 is 16 MiB.
+	WholeMax uint64
+	// StoreIdle and StoreBusy are as in Options.
+	StoreIdle, StoreBusy time.Duration
+}
+
+func (o *CacheOptions) fill() {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.WholeMax == 0 {
+		o.WholeMax = 16 << 20
+	}
+	if o.StoreIdle <= 0 {
+		o.StoreIdle = time.Second
+	}
+	if o.StoreBusy <= 0 {
+		o.StoreBusy = 30 * time.Second
+	}
+}
+
+// Cache is the journaled tree of an on-demand client. The index is the truth
+// for names, attributes and xattrs; what is present of the bytes is in files
+// named by oid and version:
+//
+//	objects/xx/OID.VERSION  the bytes of one version of the master's, or some
+//	objects/xx/OID.local    bytes that were written here and have not come back
+//
+// A file of a version never changes its bytes, so an index that is older or
+// newer than the files only means that something is fetched again.
+//
+// Lock order: amu, cacheObject.mu, Upstream.Queue's and the index's. A handle's
+// mu comes before them.
+type Cache struct {
+	dir    string
+	opt    CacheOptions
+	logger *slog.Logger
+	up     Upstream
+
+	state   *State
+	index   atomic.Pointer[Index]
+	dirty   *Slots
+	locks   *lockTable
+	objects cacheObjects
+	watch   watchers
+
+	amu     sync.Mutex // records, listings and presence go in one at a time
+	fills   int        // listings on their way
+	recent  []*kml.Record
+	retired []*Index // of before a reset: a reader may still be in one
+
+	pmu    sync.Mutex // guards what follows
+	cursor kml.Position
+	crc    uint32
+	moved  chan struct{} // closed when the cursor moves
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	kick   chan struct{} // an object became open-dirty
+	wg     sync.WaitGroup
+	closed sync.Once
+	endErr error
+}
+
+const (
+	cacheDirtySlots = 4096
+	cacheDirtySize  = 64
+	localSuffix     = ".local"
+	cleanMark       = "clean"
+)
+
+// OpenCache opens the cache in dir, or makes one there. What is on the disk is
+// used again. A second opener gets a *LockedError.
+func OpenCache(dir string, o CacheOptions) (*Cache, error) {
+	o.fill()
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	st, err := OpenState(dir)
+	if errors.Is(err, ErrNotFileset) {
+		st, err = CreateState(dir, Fileset{Role: RoleCache})
+	}
+	if err != nil {
+		return nil, err
+	}
+	if r := st.Fileset().Role; r != RoleCache {
+		return nil, errors.Join(fmt.Errorf("%s: is a %s, not a cache; give an empty folder", dir, r), st.Close())
+	}
+	c := &Cache{dir: dir, opt: o, logger: o.Logger, up: o.Upstream, state: st,
+		moved: make(chan struct{}), kick: make(chan struct{}, 1)}
+	// The cache lives until Close, whatever the context of who opened it.
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	if err := c.openParts(); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", dir, err), c.closeParts())
+	}
+	c.wg.Go(c.cutLoop)
+	return c, nil
+}
+
+func (c *Cache) openParts() error {
+	for _, d := range []string{"objects", "stage", "outbox", "conflicts"} {
+		if err := os.MkdirAll(c.state.Path(d), 0o700); err != nil {
+			return err
+		}
+	}
+	x, err := OpenIndex(c.state.Path("index.db"), c.indexOptions())
+	if errors.Is(err, ErrIndexDamaged) {
+		c.logger.Warn("index of the cache is damaged; names are fetched again", "path", c.dir, "err", err)
+		if err := os.Remove(c.state.Path("index.db")); err != nil {
+			return err
+		}
+		x, err = OpenIndex(c.state.Path("index.db"), c.indexOptions())
+	}
+	if err != nil {
+		return err
+	}
+	c.index.Store(x)
+	c.cursor, c.crc = x.Cursor(), x.CursorCRC()
+	if c.dirty, err = OpenSlots(c.state.Path("dirty"), cacheDirtySlots, cacheDirtySize); err != nil {
+		return err
+	}
+	c.locks = newLockTable()
+	if err := emptyDir(c.state.Path("stage")); err != nil {
+		return err
+	}
+	if err := c.checkClean(); err != nil {
+		return err
+	}
+	return c.restoreDirty()
+}
+
+// indexOptions keep outcomes of this site's records only.
+func (c *Cache) indexOptions() IndexOptions {
+	return IndexOptions{Logger: c.logger, Track: func(id kml.SiteID) bool { return id == c.state.Fileset().Site }}
+}
+
+func emptyDir(path string) error {
+	es, err := os.ReadDir(path)
+	if err != nil {
+		return err
+	}
+	for _, e := range es {
+		if err := os.RemoveAll(filepath.Join(path, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkClean drops the bytes of versions when the machine went down with the
+// cache open: the index may say of bytes that they are present that the disk
+// never got. Bytes written here stay.
+func (c *Cache) checkClean() error {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return err
+	}
+	last, err := os.ReadFile(c.state.Path(cleanMark))
+	if err == nil && (len(last) == 0 || string(last) == string(boot)) || errors.Is(err, fs.ErrNotExist) {
+		// Closed in order, the same run of the machine, or a new cache.
+		return os.WriteFile(c.state.Path(cleanMark), boot, 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	c.logger.Warn("machine went down while the cache was open; contents are fetched again", "path", c.dir)
+	if err := c.dropFiles(); err != nil {
+		return err
+	}
+	return os.WriteFile(c.state.Path(cleanMark), boot, 0o600)
+}
+
+// dropFiles removes the bytes of all versions of the master's.
+func (c *Cache) dropFiles() error {
+	root := c.state.Path("objects")
+	return filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || strings.HasSuffix(p, localSuffix) {
+			return err
+		}
+		return os.Remove(p)
+	})
+}
+
+// Close cuts the stores of what was written, makes the cache durable and gives
+// the folder up. It may be called twice. Handles must be closed before.
+func (c *Cache) Close() error {
+	c.closed.Do(func() {
+		c.cancel()
+		c.wg.Wait()
+		c.endErr = c.closeParts()
+	})
+	return c.endErr
+}
+
+func (c *Cache) closeParts() error {
+	c.cancel()
+	var errs []error
+	c.objects.closeAll()
+	c.wg.Wait()
+	if x := c.index.Load(); x != nil {
+		errs = append(errs, x.Close())
+		for _, x := range c.retired {
+			errs = append(errs, x.Close())
+		}
+		if fd, err := unix.Open(c.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
+			errs = append(errs, unix.Syncfs(fd), unix.Close(fd))
+		}
+		if errors.Join(errs...) == nil {
+			errs = append(errs, os.WriteFile(c.state.Path(cleanMark), nil, 0o600))
+		}
+	}
+	if c.dirty != nil {
+		errs = append(errs, c.dirty.Close())
+	}
+	return errors.Join(append(errs, c.state.Close())...)
+}
+
+// State is the cache's state folder.
+func (c *Cache) State() *State { return c.state }
+
+// Dir is the folder the cache lies in, as an absolute path.
+func (c *Cache) Dir() string { return c.dir }
+
+// Cursor is the last position applied, and the CRC of the chain there.
+func (c *Cache) Cursor() (kml.Position, uint32) {
+	c.pmu.Lock()
+	defer c.pmu.Unlock()
+	return c.cursor, c.crc
+}
+
+// Reach waits until the record at pos has been applied, or ctx ends.
+func (c *Cache) Reach(ctx context.Context, pos kml.Position) error {
+	for {
+		c.pmu.Lock()
+		at, moved := c.cursor, c.moved
+		c.pmu.Unlock()
+		if at >= pos {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.ctx.Done():
+			return syscall.ESHUTDOWN
+		}
+	}
+}
+
+// Moved is closed when the cursor moves on from where Cursor saw it last.
+func (c *Cache) Moved() <-chan struct{} {
+	c.pmu.Lock()
+	defer c.pmu.Unlock()
+	return c.moved
+}
+
+func (c *Cache) advance(pos kml.Position, crc uint32) {
+	c.pmu.Lock()
+	defer c.pmu.Unlock()
+	c.cursor, c.crc = pos, crc
+	close(c.moved)
+	c.moved = make(chan struct{})
+}
+
+// Names is every name an object has here; none when it is not known.
+func (c *Cache) Names(oid kml.OID) []Name { return c.index.Load().Names(oid) }
+
+// Object is what the index holds of an object; ErrNotFound when it is not here.
+// It must not be changed.
+func (c *Cache) Object(oid kml.OID) (*Object, error) { return c.index.Load().Get(oid) }
+
+// Child is what a name in a folder holds, as far as it is here.
+func (c *Cache) Child(parent kml.OID, name string) (kml.OID, bool) {
+	oid, _, ok := c.index.Load().Child(parent, name)
+	return oid, ok
+}
+
+// Origin tells whether a record of a site has been applied, and where.
+func (c *Cache) Origin(o kml.Origin) (pos kml.Position, ok bool) {
+	_ = c.index.Load().Update(func(b *Batch) error {
+		pos, ok = b.Applied(o)
+		return nil
+	})
+	return pos, ok
+}
+
+// objectPath is where bytes of a version of oid are.
+func (c *Cache) objectPath(oid kml.OID, v kml.Position) string {
+	return c.state.Path("objects", fmt.Sprintf("%02x", uint8(oid)), fmt.Sprintf("%016x.%016x", uint64(oid), uint64(v)))
+}
+
+// localPath is where bytes of oid that were written here are.
+func (c *Cache) localPath(oid kml.OID) string {
+	return c.state.Path("objects", fmt.Sprintf("%02x", uint8(oid)), fmt.Sprintf("%016x%s", uint64(oid), localSuffix))
+}
+
+// openObject opens a file of the objects folder, which makes its parent when
+// it is to be created.
+func openObjectFile(path string, flags int) (int, error) {
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0o600)
+	if err == unix.ENOENT && flags&unix.O_CREAT != 0 {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return -1, err
+		}
+		fd, err = unix.Open(path, flags|unix.O_CLOEXEC, 0o600)
+	}
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return fd, nil
+}

@@ -7,6 +7,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -96,6 +97,7 @@ func (x *Index) Flush() error {
 		}
 		return meta.Put([]byte("cursor"), key64(uint64(old[0].cursor)))
 	})
+	fault.Point("tree.flush")
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.err = err

@@ -337,7 +337,7 @@ func (h *handle) Fd() (fd int, ok bool) { return int(h.fd.Load()), !h.writable()
 
 // Close is Handle.Close.
 func (h *handle) Close() error {
-	err := h.Flush(context.Background())
+	err := h.Flush(h.t.ctx)
 	h.discard()
 	return err
 }

@@ -22,6 +22,9 @@ type mutation struct {
 	result func() error
 	// index notes what the record does not say: inode, handle, fingerprint.
 	index func(b *Batch) error
+	// handle is the inode that a name gets, or loses: it goes into the intent,
+	// so that a restart can tell whether call was made.
+	handle []byte
 	// door made the change.
 	door Door
 	// res is room in the log for the record.
@@ -50,7 +53,7 @@ func (t *Tree) mutate(ctx context.Context, m mutation) error {
 	if err := t.broken(); err != nil {
 		return err
 	}
-	intent, _, err := kml.AppendRecord(nil, m.rec, 0)
+	intent, err := m.intent()
 	if err != nil {
 		return err
 	}
@@ -85,6 +88,18 @@ func (t *Tree) mutate(ctx context.Context, m mutation) error {
 	return nil
 }
 
+// intent is the whole record to be, with m.handle as its value.
+func (m *mutation) intent() ([]byte, error) {
+	r := m.rec
+	if m.handle != nil {
+		c := *r
+		c.Value = m.handle
+		r = &c
+	}
+	b, _, err := kml.AppendRecord(nil, r, 0)
+	return b, err
+}
+
 // journal appends m's record, brings the index up to it and tells watchers.
 // One at a time, so that log, index and watchers see one order.
 func (t *Tree) journal(m mutation) error {
@@ -103,6 +118,7 @@ func (t *Tree) journal(m mutation) error {
 	if err := m.res.Append(r); err != nil {
 		return t.breakDown(fmt.Errorf("log: %w", err))
 	}
+	fault.Point("tree.append")
 	var changes []Change
 	err := t.index.Update(func(b *Batch) error {
 		var err error

@@ -262,8 +262,13 @@ func (t *Tree) link(ctx context.Context, c *Cred, r *kml.Record) (Attr, error) {
 				return orErrno(err, ErrNotFound, syscall.ENOENT, syscall.EPERM)
 			}
 			var st unix.Statx_t
+			handle, err := HandleAt(p.fd, "")
+			if err != nil {
+				return err
+			}
 			return t.mutate(ctx, mutation{
-				rec: r,
+				rec:    r,
+				handle: handle,
 				// linkat(2) through /proc needs no right that AT_EMPTY_PATH would.
 				call: func() error {
 					return c.as(func() error {

@@ -51,8 +51,9 @@ func (t *Tree) remove(ctx context.Context, c *Cred, r *kml.Record, check func(k 
 			r.Flags |= kml.FlagGone
 		}
 		return t.mutate(ctx, mutation{
-			rec:  r,
-			call: func() error { return c.as(func() error { return unix.Unlinkat(dirfd, r.Name, flags) }) },
+			rec:    r,
+			handle: k.handle,
+			call:   func() error { return c.as(func() error { return unix.Unlinkat(dirfd, r.Name, flags) }) },
 			result: func() (err error) {
 				r.ParentMtime, err = mtimeOf(dirfd)
 				return err
@@ -164,7 +165,8 @@ func (t *Tree) renameOnce(ctx context.Context, c *Cred, r *kml.Record, check fun
 		}
 	}
 	return t.mutate(ctx, mutation{
-		rec: r,
+		rec:    r,
+		handle: src.handle,
 		call: func() error {
 			return c.as(func() error { return unix.Renameat2(from.fd, r.Name, to.fd, r.NewName, how) })
 		},

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -152,6 +153,7 @@ func (t *Tree) markDirty(o *openObject) error {
 	if err != nil {
 		return err
 	}
+	fault.Point("tree.dirty")
 	o.slot, o.first = slot, t.now().UnixNano()
 	o.dirty.Store(true)
 	t.kickCutter()
@@ -198,6 +200,7 @@ func (t *Tree) cutLocked(o *openObject) error {
 	if err := t.journal(m); err != nil {
 		return err
 	}
+	fault.Point("tree.store")
 	t.dirty.Clear(o.slot)
 	o.extents = extentSet{}
 	o.dirty.Store(false)

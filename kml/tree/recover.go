@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -46,7 +48,8 @@ func (t *Tree) recoverState() (err error) {
 	if t.sites, err = openSites(t.state.Path("sites.json")); err != nil {
 		return err
 	}
-	if err := t.catchUp(); err != nil {
+	moved, err := t.catchUp()
+	if err != nil {
 		return err
 	}
 	if err := t.index.Update(func(b *Batch) error {
@@ -65,6 +68,14 @@ func (t *Tree) recoverState() (err error) {
 		}
 		t.intents.Clear(slot)
 	}
+	if err := t.sweepStage(); err != nil {
+		return err
+	}
+	for oid := range moved {
+		if err := t.adopt(oid); err != nil {
+			return err
+		}
+	}
 	for slot, b := range t.dirty.All() {
 		if err := t.storeDirty(b); err != nil {
 			return err
@@ -74,22 +85,46 @@ func (t *Tree) recoverState() (err error) {
 	return nil
 }
 
-// catchUp applies the records behind the index's cursor and looks up the
-// inodes of what they made.
-func (t *Tree) catchUp() error {
-	rd, err := t.log.ReaderAfter(t.index.Cursor())
+// sweepStage removes what replacements left behind. Whole uploads stay: their
+// record may come again.
+func (t *Tree) sweepStage() error {
+	es, err := os.ReadDir(t.Stage())
 	if err != nil {
 		return err
 	}
+	for _, e := range es {
+		path := filepath.Join(t.Stage(), e.Name())
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return err
+		}
+		temporary := strings.ContainsRune(e.Name(), '.') || strings.HasPrefix(e.Name(), "recover-") || strings.HasPrefix(e.Name(), "empty-")
+		if st.Mode&unix.S_IFMT == unix.S_IFREG && (temporary || st.Nlink > 1) {
+			if err := unix.Unlink(path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// catchUp applies the records behind the index's cursor, and says whose inodes
+// or fingerprints the index has yet to learn: intents are decided first, since
+// one may have put another inode under a name.
+func (t *Tree) catchUp() (moved map[kml.OID]bool, err error) {
+	rd, err := t.log.ReaderAfter(t.index.Cursor())
+	if err != nil {
+		return nil, err
+	}
 	defer rd.Close()
-	moved := make(map[kml.OID]bool)
+	moved = make(map[kml.OID]bool)
 	for {
 		r, err := rd.TryNext()
 		if err == io.EOF {
-			break
+			return moved, nil
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		err = t.index.Update(func(b *Batch) error {
 			if _, err := applyRecord(b, r, false); err != nil {
@@ -99,19 +134,13 @@ func (t *Tree) catchUp() error {
 			return nil
 		})
 		if err != nil {
-			return fmt.Errorf("record %v: %w", r.Pos, err)
+			return nil, fmt.Errorf("record %v: %w", r.Pos, err)
 		}
 		switch r.Op {
 		case kml.OpCreate, kml.OpMkdir, kml.OpSymlink, kml.OpMknod, kml.OpStore, kml.OpSetattr, kml.OpSetxattr, kml.OpRemovexattr:
 			moved[r.OID] = true
 		}
 	}
-	for oid := range moved {
-		if err := t.adopt(oid); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // adopt takes the inode under an object's name for the object: its record
@@ -154,19 +183,23 @@ func (t *Tree) decide(r *kml.Record) error {
 		}
 	}
 	r.Flags |= kml.FlagRecovered
+	var h []byte
+	if r.Op != kml.OpSetxattr {
+		h, r.Value = r.Value, nil
+	}
 	switch r.Op {
 	case kml.OpCreate, kml.OpMkdir, kml.OpSymlink, kml.OpMknod:
 		return t.decideMake(r)
 	case kml.OpLink:
-		return t.decideLink(r)
+		return t.decideLink(r, h)
 	case kml.OpUnlink, kml.OpRmdir:
-		return t.decideRemove(r)
+		return t.decideRemove(r, h)
 	case kml.OpRename:
-		return t.decideRename(r)
+		return t.decideRename(r, h)
 	case kml.OpSetattr, kml.OpSetxattr, kml.OpRemovexattr:
 		return t.redo(r)
 	case kml.OpStore:
-		return t.decideReplace(r)
+		return t.decideReplace(r, h)
 	}
 	return nil
 }
@@ -221,9 +254,8 @@ func (t *Tree) decideMake(r *kml.Record) error {
 	return t.commitIntent(r, func(b *Batch) error { return noteInode(b, r.OID, &st, h) })
 }
 
-func (t *Tree) decideLink(r *kml.Record) error {
-	o, err := t.index.Get(r.OID)
-	if err != nil {
+func (t *Tree) decideLink(r *kml.Record, inode []byte) error {
+	if _, err := t.index.Get(r.OID); err != nil {
 		return ignore(err, ErrNotFound)
 	}
 	if _, _, known := t.index.Child(r.Parent, r.Name); known {
@@ -234,7 +266,7 @@ func (t *Tree) decideLink(r *kml.Record) error {
 		return err
 	}
 	defer ref.release()
-	if h == nil || !o.is(h) {
+	if string(h) != string(inode) {
 		return nil
 	}
 	if r.ParentMtime, err = mtimeOf(ref.fd); err != nil {
@@ -243,9 +275,8 @@ func (t *Tree) decideLink(r *kml.Record) error {
 	return t.commitIntent(r, nil)
 }
 
-func (t *Tree) decideRemove(r *kml.Record) error {
-	o, err := t.index.Get(r.OID)
-	if err != nil {
+func (t *Tree) decideRemove(r *kml.Record, inode []byte) error {
+	if _, err := t.index.Get(r.OID); err != nil {
 		return ignore(err, ErrNotFound)
 	}
 	if oid, _, known := t.index.Child(r.Parent, r.Name); !known || oid != r.OID {
@@ -256,7 +287,7 @@ func (t *Tree) decideRemove(r *kml.Record) error {
 		return err
 	}
 	defer ref.release()
-	if h != nil && o.is(h) {
+	if string(h) == string(inode) {
 		return nil
 	}
 	if r.ParentMtime, err = mtimeOf(ref.fd); err != nil {
@@ -265,9 +296,8 @@ func (t *Tree) decideRemove(r *kml.Record) error {
 	return t.commitIntent(r, nil)
 }
 
-func (t *Tree) decideRename(r *kml.Record) error {
-	o, err := t.index.Get(r.OID)
-	if err != nil {
+func (t *Tree) decideRename(r *kml.Record, inode []byte) error {
+	if _, err := t.index.Get(r.OID); err != nil {
 		return ignore(err, ErrNotFound)
 	}
 	if oid, _, known := t.index.Child(r.NewParent, r.NewName); known && oid == r.OID {
@@ -278,7 +308,7 @@ func (t *Tree) decideRename(r *kml.Record) error {
 		return err
 	}
 	defer to.release()
-	if h == nil || !o.is(h) {
+	if string(h) != string(inode) {
 		return nil
 	}
 	_, from, err := t.look(r.Parent, r.Name)
@@ -334,32 +364,29 @@ func (t *Tree) redo(r *kml.Record) error {
 // decideReplace finishes a store that was being renamed into place when at
 // least one name has the staged inode; else nothing was visible, and the client
 // sends it again.
-func (t *Tree) decideReplace(r *kml.Record) error {
-	o, err := t.index.Get(r.OID)
-	if err != nil {
+func (t *Tree) decideReplace(r *kml.Record, inode []byte) error {
+	if _, err := t.index.Get(r.OID); err != nil {
 		return ignore(err, ErrNotFound)
 	}
-	var fresh []byte
-	var source target
-	var stale []target
-	names := t.index.Names(r.OID)
-	ts, err := t.lookAt(names)
+	ts, err := t.lookAt(t.index.Names(r.OID))
 	defer closeTargets(ts)
 	if err != nil {
 		return err
 	}
+	var source target
+	var stale []target
 	for _, k := range ts {
 		h, err := HandleAt(k.fd, "")
 		if err != nil {
 			return err
 		}
-		if o.is(h) {
-			stale = append(stale, k)
+		if string(h) == string(inode) {
+			source = k
 		} else {
-			fresh, source = h, k
+			stale = append(stale, k)
 		}
 	}
-	if fresh == nil {
+	if source.dir == nil {
 		return nil
 	}
 	for _, k := range stale {
@@ -372,12 +399,20 @@ func (t *Tree) decideReplace(r *kml.Record) error {
 			return err
 		}
 	}
+	for _, k := range ts {
+		// New contents are no change of the folder.
+		if dir, err := t.index.Get(k.dir.oid); err == nil {
+			if err := (place{fd: k.dir.fd}).utimes(utimeOmit, dir.Attr.Mtime); err != nil {
+				return err
+			}
+		}
+	}
 	var st unix.Statx_t
 	if err := unix.Statx(source.fd, "", unix.AT_EMPTY_PATH, statxMask, &st); err != nil {
 		return err
 	}
 	r.Attr = kml.Attr{Size: st.Size, Mtime: nsOf(st.Mtime)}
-	return t.commitIntent(r, func(b *Batch) error { return noteInode(b, r.OID, &st, fresh) })
+	return t.commitIntent(r, func(b *Batch) error { return noteInode(b, r.OID, &st, inode) })
 }
 
 // lookAt opens what is under names, whatever it is.

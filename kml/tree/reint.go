@@ -12,6 +12,7 @@ import (
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
+	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -372,9 +373,13 @@ func dress(staged string, old place, st *unix.Statx_t, mtime int64) error {
 // swapIn renames the staged file over each name and journals the store.
 func (t *Tree) swapIn(ctx context.Context, r *kml.Record, o *openObject, staged string, ts []target) error {
 	var st unix.Statx_t
-	var handle []byte
+	handle, err := HandleAt(unix.AT_FDCWD, staged)
+	if err != nil {
+		return err
+	}
 	m := mutation{
-		rec: r,
+		rec:    r,
+		handle: handle,
 		call: func() error {
 			for i, k := range ts {
 				from := staged
@@ -388,6 +393,7 @@ func (t *Tree) swapIn(ctx context.Context, r *kml.Record, o *openObject, staged 
 				if err := unix.Renameat(unix.AT_FDCWD, from, k.dir.fd, k.name); err != nil {
 					return err
 				}
+				fault.Point("tree.replace")
 				// New contents are no change of the folder.
 				if err := (place{fd: k.dir.fd}).utimes(utimeOmit, nsOf(k.mtime.Mtime)); err != nil {
 					return err
@@ -402,8 +408,7 @@ func (t *Tree) swapIn(ctx context.Context, r *kml.Record, o *openObject, staged 
 				return err
 			}
 			r.Attr = kml.Attr{Size: st.Size, Mtime: nsOf(st.Mtime)}
-			handle, err = HandleAt(k.dir.fd, k.name)
-			return err
+			return nil
 		},
 		index: func(b *Batch) error { return noteInode(b, r.OID, &st, handle) },
 	}

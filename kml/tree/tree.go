@@ -139,6 +139,7 @@ func Open(dir string, o Options) (*Tree, error) {
 func openState(dir string, st *State, o Options) (*Tree, error) {
 	t := &Tree{dir: dir, opt: o, logger: o.Logger, state: st, rootfd: -1,
 		root: os.Geteuid() == 0, kick: make(chan struct{}, 1)}
+	// The tree's own goroutines live until Close, whatever opened it.
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	unix.Umask(0)
 	if err := t.openParts(); err != nil {
@@ -211,7 +212,8 @@ func (t *Tree) Close() error {
 			t.objects.release(o)
 		}
 		if t.broken() == nil {
-			errs = append(errs, t.commit(context.Background()))
+			// The last commit is made although the tree's own context has ended.
+			errs = append(errs, t.commit(context.WithoutCancel(t.ctx)))
 		}
 		t.endErr = errors.Join(append(errs, t.closeParts())...)
 	})

@@ -24,7 +24,7 @@ func messages() []Message {
 		&RecordData{rec(kml.OpStore, ""), []byte{}},
 		&Heartbeat{End: p, Durable: p - 1, Time: 1763700000_000000000},
 		&Changing{kml.MakeOID(3, 9)},
-		&SnapBegin{p, kml.RootOID},
+		&SnapBegin{p, kml.RootOID, 0xc0ffee},
 		&Entry{rec(kml.OpMkdir, "d"), p, p - 1},
 		&SnapEnd{12},
 		&Hello{Version: Version, Host: "laptop", Known: 4},

@@ -67,10 +67,12 @@ type Heartbeat struct {
 // version now.
 type Changing struct{ OID kml.OID }
 
-// SnapBegin opens a snapshot: the tree under OID as it was at Position.
+// SnapBegin opens a snapshot: the tree under OID as it was at Position. CRC is
+// the chain's after that record, so that a reader can follow the feed from there.
 type SnapBegin struct {
 	Position kml.Position
 	OID      kml.OID
+	CRC      uint32
 }
 
 // Entry is one name of a snapshot as the record that would make it: create,
@@ -270,14 +272,16 @@ func (m *Changing) parse(b []byte) error {
 
 func (m *SnapBegin) append(b []byte) ([]byte, error) {
 	b = le.AppendUint64(b, uint64(m.Position))
-	return le.AppendUint64(b, uint64(m.OID)), nil
+	b = le.AppendUint64(b, uint64(m.OID))
+	return le.AppendUint32(b, m.CRC), nil
 }
 
 func (m *SnapBegin) parse(b []byte) error {
-	if err := fixed(b, 16); err != nil {
+	if err := fixed(b, 20); err != nil {
 		return err
 	}
 	m.Position, m.OID = kml.Position(le.Uint64(b)), kml.OID(le.Uint64(b[8:]))
+	m.CRC = le.Uint32(b[16:])
 	return nil
 }
 

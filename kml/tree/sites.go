@@ -126,14 +126,16 @@ func (t *Tree) Site(id kml.SiteID) (Site, bool) {
 	return x, true
 }
 
-// SetSiteKey gives a site the key of its new session. The key before it stays
-// good until the next one, for a client that never got the answer.
-func (t *Tree) SetSiteKey(id kml.SiteID, key []byte) error {
+// SetSiteKeys sets whom a site is known by from now on: the hash of the key of
+// its new session, and with prev that of the key that the client showed, which
+// stays good until the client uses the session: the answer with the new one may
+// never reach it.
+func (t *Tree) SetSiteKeys(id kml.SiteID, key, prev []byte) error {
 	x, ok := t.Site(id)
 	if !ok {
 		return fmt.Errorf("site %d is not enrolled: %w", id, fs.ErrNotExist)
 	}
-	x.PrevKey, x.Key = x.Key, key
+	x.Key, x.PrevKey = key, prev
 	return t.sites.put(x)
 }
 

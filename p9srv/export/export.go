@@ -47,9 +47,6 @@ type Options struct {
 	Squash               Squash
 	SquashUID, SquashGID uint32 // both zero: Nobody
 
-	// Access lists who besides the serving user (and root, proven) has more
-	// rights than to read.
-	Access []Grant
 	// TrustClaims takes a user number for proven that the transport only
 	// carries: for a transport that is itself the proof, or when told to
 	// (--insecure).
@@ -96,9 +93,9 @@ type session struct {
 }
 
 // Attach serves an engine that does not say who attaches: as the serving user
-// (or the squashed one), with the right to read and no other.
+// (or the squashed one), whose number nothing proves.
 func (e *Export) Attach() (p9.File, error) {
-	return e.attach(Identity{UID: e.uid, Rights: RightRead}, e.credOf(p9srv.User{UID: e.uid}), "")
+	return e.attach(Identity{UID: e.uid}, e.credOf(p9srv.User{UID: e.uid}), "")
 }
 
 // AttachAs attaches u to the folder (or file) aname, a path from the root;

@@ -2,7 +2,6 @@ package export
 
 import (
 	"context"
-	"fmt"
 	"os/user"
 	"slices"
 	"strconv"
@@ -11,53 +10,15 @@ import (
 	"github.com/mezzofs/mezzo/p9srv"
 )
 
-// Rights is what a user may do beside what permission bits say.
-type Rights uint8
-
-// The rights. Who may follow sees names and bytes regardless of modes.
-const (
-	RightRead   Rights = 1 << iota // attach, and files by the kernel's rules
-	RightFollow                    // the log, the feed, snapshots, versions
-	RightWrite                     // enrol sites, send records, upload
-	RightAdmin                     // tell the master what to do
-
-	RightAll = RightRead | RightFollow | RightWrite | RightAdmin
-)
-
-// String names the highest right of r.
-func (r Rights) String() string {
-	switch {
-	case r&RightAdmin != 0:
-		return "admin"
-	case r&RightWrite != 0:
-		return "write"
-	case r&RightFollow != 0:
-		return "follow"
-	case r&RightRead != 0:
-		return "read"
-	}
-	return "none"
-}
-
-// Grant gives a user rights.
-type Grant struct {
-	UID    uint32
-	Rights Rights
-}
-
-// Identity is who uses a front end, as the journal extension wants to know it:
-// before any squashing.
+// Identity is who uses a front end, before any squashing: what rights to the
+// journal extension go by.
 type Identity struct {
 	UID     uint32
 	Name    string // uname of the attach, may be empty
 	Peer    string // address of the other end
 	Proven  bool   // the transport proved UID
-	Rights  Rights
 	Session uint64 // number of the attach
 }
-
-// Key tells identities apart: a site belongs to the key that enrolled it.
-func (id Identity) Key() string { return fmt.Sprintf("uid:%d", id.UID) }
 
 type identityKey struct{}
 
@@ -73,29 +34,9 @@ func IdentityOf(ctx context.Context) (id Identity, ok bool) {
 	return id, ok
 }
 
-// identify finds the rights of an attaching user. A number that is only
-// claimed gives none but to read.
+// identify keeps of an attaching user what rights go by.
 func (e *Export) identify(u p9srv.User) Identity {
-	id := Identity{UID: u.UID, Name: u.Name, Peer: u.Peer, Rights: RightRead}
-	id.Proven = u.Proven || e.o.TrustClaims
-	if id.Proven {
-		id.Rights |= rightsOf(u.UID, e.uid, e.o.Access)
-	}
-	return id
-}
-
-// rightsOf is what uid may on a fileset that the user server serves.
-func rightsOf(uid, server uint32, access []Grant) Rights {
-	if uid == server || uid == 0 {
-		return RightAll
-	}
-	r := RightRead
-	for _, g := range access {
-		if g.UID == uid {
-			r |= g.Rights
-		}
-	}
-	return r
+	return Identity{UID: u.UID, Name: u.Name, Peer: u.Peer, Proven: u.Proven || e.o.TrustClaims}
 }
 
 // credOf is what u's calls run as. A server that is not root cannot be anybody

@@ -54,6 +54,9 @@ func (h *dirHandle) ReadDir(ctx context.Context, off uint64, max int) ([]DirEntr
 	return rest[:min(max, len(rest))], nil
 }
 
+// Fsync makes the folder's names durable, with everything else up to now.
+func (h *dirHandle) Fsync(ctx context.Context, _ bool) error { return h.t.commit(ctx) }
+
 // Close is DirHandle.Close.
 func (h *dirHandle) Close() error {
 	h.mu.Lock()

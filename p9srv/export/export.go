@@ -99,11 +99,13 @@ func (e *Export) Attach() (p9.File, error) {
 }
 
 // AttachAs attaches u to the folder (or file) aname, a path from the root;
-// "" and "/" are the root itself. Errors are those of walking there as u. Who
-// gives neither a number nor a name the user database has is Nobody.
+// "" and "/" are the root itself. Errors are those of walking there as u. A
+// user without a number is Nobody.
 // ctx ends with the call.
 func (e *Export) AttachAs(ctx context.Context, u p9srv.User, aname string) (p9.File, error) {
-	u = known(u)
+	if u.UID == p9srv.NoID {
+		u.UID, u.Proven = Nobody, false
+	}
 	return e.attach(e.identify(u), e.credOf(u), aname)
 }
 

@@ -273,6 +273,7 @@ func codeOf(err error) feed.Code {
 		{kml.ErrNewer, feed.CodeNewer},
 		{kml.ErrClosed, feed.CodeStopped},
 		{context.Canceled, feed.CodeStopped},
+		{errIdle, feed.CodeStopped},
 		{feed.ErrRequest, feed.CodeBadRequest},
 		{feed.ErrFrame, feed.CodeBadRequest},
 		{feed.ErrTooLarge, feed.CodeBadRequest},

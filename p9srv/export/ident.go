@@ -2,9 +2,7 @@ package export
 
 import (
 	"context"
-	"os/user"
 	"slices"
-	"strconv"
 
 	"github.com/mezzofs/mezzo/kml/tree"
 	"github.com/mezzofs/mezzo/p9srv"
@@ -56,47 +54,6 @@ func (e *Export) credOf(u p9srv.User) *tree.Cred {
 		gid = Nobody
 	}
 	return &tree.Cred{UID: u.UID, GID: gid, Groups: u.Groups}
-}
-
-// known fills in from the user database what the transport has not told: the
-// number of a user who gave a name, the groups of one who gave a number.
-func known(u p9srv.User) p9srv.User {
-	var p *user.User
-	var err error
-	switch {
-	case u.UID == p9srv.NoID && u.Name == "":
-		err = user.UnknownUserError("")
-	case u.UID == p9srv.NoID:
-		u.Proven = false
-		p, err = user.Lookup(u.Name)
-	case u.GID != p9srv.NoID || u.Groups != nil:
-		return u
-	default:
-		p, err = user.LookupId(strconv.FormatUint(uint64(u.UID), 10))
-	}
-	if err != nil {
-		if u.UID == p9srv.NoID {
-			u.UID, u.Proven = Nobody, false
-		}
-		return u
-	}
-	u.UID, u.GID = number(p.Uid), number(p.Gid)
-	ids, err := p.GroupIds()
-	if err != nil {
-		return u
-	}
-	for _, id := range ids {
-		u.Groups = append(u.Groups, number(id))
-	}
-	return u
-}
-
-func number(s string) uint32 {
-	n, err := strconv.ParseUint(s, 10, 32)
-	if err != nil {
-		return Nobody
-	}
-	return uint32(n)
 }
 
 // withGroup is the credentials under which something is made for group gid, as

@@ -112,6 +112,8 @@ func (e *Export) AttachAs(ctx context.Context, u p9srv.User, aname string) (p9.F
 func (e *Export) attach(who Identity, c *tree.Cred, aname string) (p9.File, error) {
 	s := &session{e: e, id: e.sessions.Add(1), who: who, cred: c, root: kml.RootOID}
 	who.Session = s.id
+	// The session's operations that come without a context of their own end when
+	// the disk does.
 	s.ctx = WithIdentity(tree.WithDoor(context.Background(), e.o.Door), who)
 	a, err := e.fs.Getattr(s.ctx, nil, kml.RootOID)
 	if err != nil {

@@ -80,6 +80,7 @@ type Journal struct {
 func NewJournal(t *tree.Tree, o JournalOptions) (*Journal, error) {
 	o.fill()
 	j := &Journal{t: t, o: o, log: o.Logger, uid: uint32(os.Geteuid()), sites: make(map[kml.SiteID]*reintSession), started: o.Now()}
+	// Streams outlive the call that opens them: they end with Close.
 	j.ctx, j.cancel = context.WithCancel(context.Background())
 	j.text = &textLog{log: t.Log(), path: t.State().Path("log.txt")}
 	var err error

@@ -55,6 +55,7 @@ func (l *lockHolder) wait(ctx context.Context) (context.Context, context.CancelF
 		return ctx, cancel
 	}
 	if l.ctx == nil {
+		// It ends with the fid, whoever waits.
 		l.ctx, l.end = context.WithCancel(context.Background())
 	}
 	stop := context.AfterFunc(l.ctx, cancel)

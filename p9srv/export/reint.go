@@ -2,18 +2,13 @@ package export
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mezzofs/mezzo/kml"
 	"github.com/mezzofs/mezzo/kml/feed"
 	"github.com/mezzofs/mezzo/kml/tree"
 )
@@ -98,6 +93,9 @@ func (h *reintHandle) WriteAt(ctx context.Context, p []byte, off int64) (int, er
 		defer func() { <-h.in }()
 	case <-ctx.Done():
 		return 0, ctx.Err()
+	}
+	if h.ctx.Err() != nil {
+		return 0, syscall.EPIPE
 	}
 	h.client.seen(h.j.o.Now())
 	w := &h.writer
@@ -256,204 +254,4 @@ func (h *reintHandle) next() (feed.Message, error) {
 	case <-h.ctx.Done():
 		return nil, context.Cause(h.ctx)
 	}
-}
-
-// reintSession is what a site may apply records through: the newest one of it.
-type reintSession struct {
-	h     *reintHandle
-	site  kml.SiteID
-	key   []byte // hash of what Welcome gave
-	used  bool   // the client has shown that it kept the key
-	ended chan struct{}
-}
-
-func (s *reintSession) serve() error {
-	m, err := s.h.next()
-	if err != nil {
-		return err
-	}
-	hello, ok := m.(*feed.Hello)
-	if !ok {
-		return fmt.Errorf("session begins with %T, not with hello: %w", m, feed.ErrFrame)
-	}
-	if err := s.welcome(hello); err != nil {
-		return err
-	}
-	for {
-		m, err := s.h.next()
-		if err != nil {
-			return err
-		}
-		batch, ok := m.(*feed.Batch)
-		if !ok {
-			return fmt.Errorf("%T where a batch is due: %w", m, feed.ErrFrame)
-		}
-		if err := s.confirm(); err != nil {
-			return err
-		}
-		res, err := s.apply(batch)
-		if err != nil {
-			return err
-		}
-		if err := s.h.answer(res); err != nil {
-			return err
-		}
-	}
-}
-
-// newKey is a secret for a client and the hash of it that the master keeps.
-func newKey() (secret string, hash []byte) {
-	var b [32]byte
-	rand.Read(b[:])
-	secret = hex.EncodeToString(b[:])
-	return secret, hashKey(secret)
-}
-
-func hashKey(secret string) []byte {
-	h := sha256.Sum256([]byte(secret))
-	return h[:]
-}
-
-// welcome finds out which site the client is, ends that site's older session, and
-// answers.
-func (s *reintSession) welcome(hello *feed.Hello) error {
-	h, t := s.h, s.h.j.t
-	if hello.Version != feed.Version {
-		return fmt.Errorf("version %d of the protocol is spoken here, not %d: %w", feed.Version, hello.Version, kml.ErrNewer)
-	}
-	site, known := t.Site(hello.Site)
-	if known && site.UID != h.id.UID {
-		return fmt.Errorf("site %d belongs to user %d: %w", site.ID, site.UID, syscall.EACCES)
-	}
-	shown := hashKey(hello.Key)
-	secret, hash := newKey()
-	s.key = hash
-	var err error
-	// A client that shows another key than the last is a copy of the site, or a
-	// backup: it gets a number of its own.
-	if again := known && site.Knows(shown); again {
-		if err = s.enter(site.ID); err == nil {
-			err = t.SetSiteKeys(site.ID, hash, shown)
-		}
-	} else if site, err = t.Enrol(hello.Host, h.id.UID, hash); err == nil {
-		h.j.log.Info("site enrolled", "site", site.ID, "host", hello.Host, "uid", h.id.UID, "peer", h.id.Peer)
-		err = s.enter(site.ID)
-	}
-	if err != nil {
-		return err
-	}
-	if site.ID == hello.Site {
-		h.j.stage.acknowledged(site.ID, hello.Known)
-		if err := t.Forget(site.ID, hello.Known); err != nil {
-			return err
-		}
-	}
-	// What the older session applied last counts.
-	if now, ok := t.Site(site.ID); ok {
-		site = now
-	}
-	h.client.is(site.ID, hello.Host)
-	return h.answer(&feed.Welcome{
-		Version: feed.Version, Site: site.ID, Key: secret,
-		LastSeq: site.LastSeq, MaxCounter: site.MaxCounter, Position: t.Log().End(),
-	})
-}
-
-// enter makes s the session of its site, after the one before has ended.
-func (s *reintSession) enter(site kml.SiteID) error {
-	s.site = site
-	j := s.h.j
-	for {
-		j.smu.Lock()
-		old := j.sites[site]
-		if old == nil {
-			j.sites[site] = s
-			j.smu.Unlock()
-			return nil
-		}
-		j.smu.Unlock()
-		old.h.cancel(errReplaced)
-		select {
-		case <-old.ended:
-		case <-s.h.ctx.Done():
-			return context.Cause(s.h.ctx)
-		}
-	}
-}
-
-// leave gives the site's place up.
-func (s *reintSession) leave() {
-	j := s.h.j
-	j.smu.Lock()
-	if j.sites[s.site] == s {
-		delete(j.sites, s.site)
-	}
-	j.smu.Unlock()
-	close(s.ended)
-}
-
-// confirm makes the session's key the only good one: the client uses it, so it
-// has kept it.
-func (s *reintSession) confirm() error {
-	if s.used {
-		return nil
-	}
-	s.used = true
-	return s.h.j.t.SetSiteKeys(s.site, s.key, nil)
-}
-
-// apply applies the records of a batch in order. Each is decided by itself; a
-// session that ends in the middle leaves the rest to the next.
-func (s *reintSession) apply(b *feed.Batch) (*feed.Result, error) {
-	res := &feed.Result{ID: b.ID, Outcomes: make([]feed.Outcome, 0, len(b.Records))}
-	for _, r := range b.Records {
-		if s.h.ctx.Err() != nil {
-			return nil, context.Cause(s.h.ctx)
-		}
-		res.Outcomes = append(res.Outcomes, s.one(r))
-	}
-	return res, nil
-}
-
-// maxReason is how much of a reason is sent, in bytes.
-const maxReason = 512
-
-// one decides one record. It is not interrupted: what has begun is finished.
-func (s *reintSession) one(r *kml.Record) feed.Outcome {
-	o := feed.Outcome{Seq: r.Origin.Seq}
-	refuse := func(err error) feed.Outcome {
-		errno := syscall.EINVAL
-		errors.As(err, &errno)
-		o.Status, o.Errno, o.Reason = feed.Refused, uint32(errno), err.Error()
-		return o
-	}
-	if err := checkRecord(r, s.site); err != nil {
-		return refuse(err)
-	}
-	u, path := upload{s.site, r.Origin.Seq}, ""
-	if r.Op == kml.OpStore {
-		var err error
-		if path, err = s.h.j.stage.take(u); err != nil {
-			return refuse(err)
-		}
-	}
-	ctx := context.WithoutCancel(s.h.ctx)
-	d := s.h.j.t.Reintegrate(ctx, s.h.cred, r, path)
-	o.Pos, o.Errno, o.Reason = d.Pos, uint32(d.Errno), d.Reason[:min(len(d.Reason), maxReason)]
-	switch d.Status {
-	case tree.ReintApplied:
-		o.Status = feed.Applied
-	case tree.ReintDuplicate:
-		o.Status = feed.Duplicate
-	case tree.ReintConflict:
-		o.Status = feed.Conflict
-	default:
-		o.Status = feed.Refused
-	}
-	if o.Status == feed.Applied || o.Status == feed.Duplicate {
-		if err := s.h.j.stage.remove(u); err != nil && !errors.Is(err, syscall.ENOENT) {
-			s.h.j.log.Warn("upload not removed; it is when the site acknowledges", "path", s.h.j.stage.path(u), "err", err)
-		}
-	}
-	return o
 }

@@ -1,0 +1,160 @@
+package export
+
+import (
+	"errors"
+	"io"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hugelgupf/p9/p9"
+
+	"github.com/mezzofs/mezzo/kml/feed"
+	"github.com/mezzofs/mezzo/kml/tree"
+)
+
+func TestVersions(t *testing.T) {
+	m := newMaster(t, JournalOptions{})
+	root := m.serve(t)
+	create(t, root, "f", "one")
+	q, _, _, err := walk(t, root, "f").GetAttr(p9.AttrMaskAll)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := hex16(q.Path)
+	v := walk(t, root, tree.ExtDirName, "oid", name)
+	if _, _, err := v.Open(p9.ReadOnly); err != nil {
+		t.Fatal(err)
+	}
+	_, _, a, err := v.GetAttr(p9.AttrMaskAll)
+	if err != nil || a.Size != 3 || a.DataVersion == 0 || a.DataVersion&tree.DataDirty != 0 {
+		t.Fatal(a, err)
+	}
+	if err := root.UnlinkAt("f", 0); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 10)
+	if n, err := v.ReadAt(buf, 0); n != 3 || err != nil && err != io.EOF || string(buf[:3]) != "one" {
+		t.Fatal(n, err)
+	}
+	create(t, root, "g", "one")
+	q, _, _, err = walk(t, root, "g").GetAttr(p9.AttrMaskAll)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := walk(t, root, tree.ExtDirName, "oid", hex16(q.Path))
+	if _, _, err := g.Open(p9.ReadOnly); err != nil {
+		t.Fatal(err)
+	}
+	w := walk(t, root, "g")
+	if _, _, err := w.Open(p9.WriteOnly); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.WriteAt([]byte("two"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.ReadAt(buf, 0); !is(err, syscall.ESTALE) {
+		t.Fatal("bytes of another version:", err)
+	}
+	for _, bad := range []string{"1", "00000000000000ff", strings.ToUpper(hex16(0xabcdef)), "0000000000000001"} {
+		if _, _, err := walk(t, root, tree.ExtDirName, "oid").Walk([]string{bad}); !is(err, syscall.ENOENT) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
+func hex16(v uint64) string {
+	const digits = "0123456789abcdef"
+	b := make([]byte, 16)
+	for i := range b {
+		b[15-i] = digits[v>>(4*i)&15]
+	}
+	return string(b)
+}
+
+func TestSnapshot(t *testing.T) {
+	m := newMaster(t, JournalOptions{})
+	root := m.serve(t)
+	create(t, root, "f", "abc")
+	if _, err := root.Mkdir("d", 0o755, p9.NoUID, p9.NoGID); err != nil {
+		t.Fatal(err)
+	}
+	d := walk(t, root, "d")
+	for _, n := range []string{"x", "y", "z"} {
+		create(t, d, n, n)
+	}
+	if err := d.Link(walk(t, root, "f"), "again"); err != nil {
+		t.Fatal(err)
+	}
+	read := func(request string) (names []string) {
+		s := openStream(t, root, "snapshot", request)
+		if b := want[*feed.SnapBegin](s); b.Position != m.t.Log().End() {
+			t.Fatal(b)
+		}
+		for {
+			msg, err := s.next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch msg := msg.(type) {
+			case *feed.Entry:
+				names = append(names, msg.Record.Op.String()+" "+msg.Record.Name)
+			case *feed.SnapEnd:
+				if msg.Count != uint64(len(names)) {
+					t.Fatal(msg.Count, names)
+				}
+				if _, err := s.next(); err != io.EOF {
+					t.Fatal(err)
+				}
+				return names
+			default:
+				t.Fatalf("%T %+v", msg, msg)
+			}
+		}
+	}
+	whole := "mkdir ,mkdir d,create again,create x,create y,create z,link f"
+	if got := strings.Join(read("under 0:1 depth -1\n"), ","); got != whole {
+		t.Fatal(got)
+	}
+	if got := strings.Join(read(""), ","); got != whole {
+		t.Fatal(got)
+	}
+	if got := strings.Join(read("under 0:1 depth 1"), ","); got != "mkdir ,mkdir d,create f" {
+		t.Fatal(got)
+	}
+	s := openStream(t, root, "snapshot", "under 9:9 depth 1\n")
+	if f := want[*feed.Failure](s); f.Code != feed.CodeNoObject {
+		t.Fatal(f)
+	}
+}
+
+func TestSnapshotOfAReaderThatStaysAway(t *testing.T) {
+	m := newMaster(t, JournalOptions{Idle: 20 * time.Millisecond})
+	root := as(t, m.e, me(), "")
+	for i := range 2000 {
+		create(t, root, strings.Repeat("n", 100)+hex16(uint64(i)), "")
+	}
+	s := openStream(t, root, "snapshot", "")
+	s.buf = make([]byte, 16)
+	want[*feed.SnapBegin](s)
+	h := s.f.(*extFile).h.(*snapshotHandle)
+	<-h.ctx.Done()
+	s.buf = make([]byte, 1<<20)
+	var f *feed.Failure
+	for {
+		msg, err := s.next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if x, ok := msg.(*feed.Failure); ok {
+			f = x
+		}
+	}
+	if f == nil || f.Code != feed.CodeStopped || !strings.Contains(f.Text, "stayed away") {
+		t.Fatal(f)
+	}
+}

@@ -351,11 +351,16 @@ func (t *Tree) redo(r *kml.Record) error {
 		r.Mask = changed(r.Old, r.Attr)
 		err = p.apply(setAttrOf(r))
 	}
+	var no syscall.Errno
+	if errors.As(err, &no) && r.Op != kml.OpSetattr {
+		t.logger.Warn("an unanswered change is not possible and is dropped", "op", r.Op, "oid", r.OID, "err", err)
+		return nil
+	}
 	var st unix.Statx_t
-	if err := errors.Join(err, unix.Statx(fd, "", unix.AT_EMPTY_PATH, statxMask, &st)); err != nil {
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, statxMask, &st); err != nil {
 		return err
 	}
-	if r.Op == kml.OpSetattr {
+	if r.Op == kml.OpSetattr { // in several calls: what was reached is what is logged
 		r.Attr = kmlAttr(&st)
 	}
 	return t.commitIntent(r, func(b *Batch) error { return noteChange(b, r.OID, &st) })

@@ -25,7 +25,8 @@ func (t *Tree) reconcileName(ctx context.Context, parent kml.OID, name string) e
 		}
 		if sub != 0 {
 			t.watcher.added(sub)
-			if err := t.reconcileDir(ctx, sub, true); err != nil {
+			var gone []Name // what the new folder lost again is looked at on use
+			if err := t.reconcilePresent(ctx, sub, true, &gone); err != nil {
 				return err
 			}
 		}
@@ -407,61 +408,89 @@ func (t *Tree) foreignAttrs(_ context.Context, _ place, o *Object, st *unix.Stat
 }
 
 // reconcileDir looks at every name of a folder, on disk and in the index; with
-// deep at what is below it too.
+// deep at what is below it too. Names that are gone come last, so that what
+// went elsewhere is seen to have moved.
 func (t *Tree) reconcileDir(ctx context.Context, oid kml.OID, deep bool) error {
-	var subs []kml.OID
-	err := t.at(ctx, nil, oid, func(p place) error {
+	var gone []Name
+	if err := t.reconcilePresent(ctx, oid, deep, &gone); err != nil {
+		return err
+	}
+	for _, n := range gone {
+		if err := t.reconcileName(ctx, n.Parent, n.Name); err != nil && !errors.Is(err, syscall.ESTALE) {
+			return err
+		}
+	}
+	return nil
+}
+
+// reconcilePresent is reconcileDir for the names on disk; it collects the others.
+func (t *Tree) reconcilePresent(ctx context.Context, oid kml.OID, deep bool, gone *[]Name) error {
+	onDisk, err := t.namesOnDisk(ctx, oid)
+	if errors.Is(err, syscall.ESTALE) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	here := make(map[string]bool, len(onDisk))
+	for _, e := range onDisk {
+		here[e.Name] = true
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := t.reconcileName(ctx, oid, e.Name); err != nil && !errors.Is(err, syscall.ESTALE) {
+			return err
+		}
+		if !deep {
+			continue
+		}
+		id, _, ok := t.index.Child(oid, e.Name)
+		if !ok {
+			continue
+		}
+		if o, err := t.index.Get(id); err != nil || o.Attr.Mode&unix.S_IFMT != unix.S_IFDIR {
+			continue
+		}
+		if err := t.reconcilePresent(ctx, id, true, gone); err != nil {
+			return err
+		}
+	}
+	for after := ""; ; {
+		es, err := t.index.Children(oid, after, 4096)
+		if err != nil || len(es) == 0 {
+			return err
+		}
+		for _, e := range es {
+			if !here[e.Name] {
+				*gone = append(*gone, Name{oid, e.Name})
+			}
+		}
+		after = es[len(es)-1].Name
+	}
+}
+
+func (t *Tree) namesOnDisk(ctx context.Context, oid kml.OID) (es []rawEntry, err error) {
+	err = t.at(ctx, nil, oid, func(p place) error {
 		fd, err := unix.Open(p.path(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
-		es, err := readNames(fd)
-		if err != nil {
-			return err
-		}
-		names := make(map[string]bool, len(es))
-		for _, e := range es {
-			names[e.Name] = true
-		}
-		for after := ""; ; {
-			known, err := t.index.Children(oid, after, 4096)
-			if err != nil {
-				return err
-			}
-			if len(known) == 0 {
-				break
-			}
-			for _, e := range known {
-				names[e.Name] = true
-			}
-			after = known[len(known)-1].Name
-		}
-		for n := range names {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			if err := t.reconcileName(ctx, oid, n); err != nil && !errors.Is(err, syscall.ESTALE) {
-				return err
-			}
-			if !deep {
-				continue
-			}
-			if id, _, ok := t.index.Child(oid, n); ok {
-				if o, err := t.index.Get(id); err == nil && o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
-					subs = append(subs, id)
-				}
-			}
-		}
-		return nil
+		es, err = readNames(fd)
+		return err
 	})
-	if errors.Is(err, syscall.ESTALE) {
-		return nil
+	return es, err
+}
+
+// onDisk reports whether a name holds anything on disk.
+func (t *Tree) onDisk(n Name) bool {
+	ref, err := t.dirs.get(n.Parent)
+	if err != nil {
+		return false
 	}
-	for _, id := range subs {
-		err = errors.Join(err, t.reconcileDir(ctx, id, true))
-	}
-	return err
+	defer ref.release()
+	var st unix.Stat_t
+	return unix.Fstatat(ref.fd, n.Name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
 }
 
 // Scan compares the whole directory with the index and journals what differs.

@@ -34,7 +34,8 @@ type Options struct {
 	StoreIdle, StoreBusy time.Duration
 	// NoWatch turns off the watch for edits behind the tree's back; they are
 	// then found when they are met.
-	NoWatch bool
+	NoWatch      bool
+	watchFolders bool // tests: mark each folder, as without privilege
 	// Progress hears of an import, with the number of files so far.
 	Progress func(files int64)
 }

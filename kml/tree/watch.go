@@ -47,6 +47,9 @@ const (
 	// settleTime is how long a file must rest from being written before it is
 	// looked at without having been closed.
 	settleTime = time.Second
+	// arriveTime is how long a name that went waits, for what it held to be
+	// seen elsewhere.
+	arriveTime = 100 * time.Millisecond
 )
 
 // watchDir starts the watcher; the tree runs without one where the kernel
@@ -74,7 +77,7 @@ func (t *Tree) watchDir() error {
 // each folder the index knows.
 func (w *watcher) markAll() error {
 	err := unix.FanotifyMark(w.fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, watchEvents, w.t.rootfd, ".")
-	if err == nil {
+	if err == nil && !w.t.opt.watchFolders {
 		if w.canOpenHandles() {
 			return nil
 		}
@@ -216,7 +219,11 @@ func (w *watcher) info(mask uint64, b []byte) {
 		return
 	}
 	when := time.Now()
-	if mask&(watchNames|unix.FAN_CLOSE_WRITE|unix.FAN_ATTRIB) == 0 {
+	switch {
+	case mask&(unix.FAN_CREATE|unix.FAN_MOVED_TO|unix.FAN_CLOSE_WRITE|unix.FAN_ATTRIB) != 0:
+	case mask&(unix.FAN_DELETE|unix.FAN_MOVED_FROM) != 0:
+		when = when.Add(arriveTime)
+	default:
 		when = when.Add(settleTime)
 	}
 	w.note(Name{Parent: parent, Name: string(name)}, when)
@@ -302,7 +309,17 @@ func (w *watcher) look() {
 			w.t.logger.Warn("events were lost; the whole tree is scanned", "fileset", w.t.dir)
 			w.report(w.t.Scan(w.t.ctx), Name{})
 		}
+		// What is there comes first, so that a name that is gone is seen to
+		// have moved and not to have been removed.
+		var gone []Name
 		for _, n := range due {
+			if w.t.onDisk(n) {
+				w.report(w.t.reconcileName(w.t.ctx, n.Parent, n.Name), n)
+			} else {
+				gone = append(gone, n)
+			}
+		}
+		for _, n := range gone {
 			w.report(w.t.reconcileName(w.t.ctx, n.Parent, n.Name), n)
 		}
 		if next > 0 {

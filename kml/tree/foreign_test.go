@@ -1,0 +1,202 @@
+package tree
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// edits changes a directory as other programs do.
+func edits(t *testing.T, dir string) {
+	t.Helper()
+	script := `set -e
+mkdir -p a/b/c
+echo one >a/b/c/one
+echo two >two
+ln two three
+ln -s two link
+mkfifo fifo
+echo appended >>old
+chmod 600 mode
+mv moved a/moved
+mv movedir a/b/movedir
+echo new >save.tmp && mv save.tmp save
+rm gone
+rm -r gonedir
+touch -d 2001-02-03 a/b
+`
+	cmd := exec.Command("sh", "-c", script)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// before makes, through the tree, what edits changes.
+func before(t *testing.T, tr *Tree) (moved, movedir, save kml.OID) {
+	t.Helper()
+	for _, n := range []string{"old", "mode", "gone"} {
+		put(t, tr, kml.RootOID, n, n)
+	}
+	moved = put(t, tr, kml.RootOID, "moved", "moved").OID
+	save = put(t, tr, kml.RootOID, "save", "old").OID
+	for _, n := range []string{"gonedir", "movedir"} {
+		d := must[Attr](t)(tr.Mkdir(ctx, nil, kml.RootOID, n, 0o755))
+		put(t, tr, d.OID, "in", "in")
+		movedir = d.OID
+	}
+	return moved, movedir, save
+}
+
+func checkEdits(t *testing.T, tr *Tree, moved, movedir, save kml.OID) {
+	t.Helper()
+	checkAgrees(t, tr)
+	checkReplay(t, tr)
+	a := must[Attr](t)(tr.Lookup(ctx, nil, kml.RootOID, "a"))
+	if x := must[Attr](t)(tr.Lookup(ctx, nil, a.OID, "moved")); x.OID != moved {
+		t.Errorf("a renamed file is %v, was %v", x.OID, moved)
+	}
+	b := must[Attr](t)(tr.Lookup(ctx, nil, a.OID, "b"))
+	if x := must[Attr](t)(tr.Lookup(ctx, nil, b.OID, "movedir")); x.OID != movedir {
+		t.Errorf("a renamed folder is %v, was %v", x.OID, movedir)
+	}
+	if x := must[Attr](t)(tr.Lookup(ctx, nil, kml.RootOID, "save")); x.OID != save {
+		t.Errorf("a saved file is %v, was %v", x.OID, save)
+	}
+	two := must[Attr](t)(tr.Lookup(ctx, nil, kml.RootOID, "two"))
+	if x := must[Attr](t)(tr.Lookup(ctx, nil, kml.RootOID, "three")); x.OID != two.OID || x.Nlink != 2 {
+		t.Errorf("a hard link is %v with %d links, the file %v", x.OID, x.Nlink, two.OID)
+	}
+}
+
+func TestEditsWhileStoppedAreFoundByScan(t *testing.T) {
+	tr := newTree(t)
+	moved, movedir, save := before(t, tr)
+	ok(t, tr.Close())
+	edits(t, tr.dir)
+	tr = openTree(t, tr.dir)
+	ok(t, tr.Scan(ctx))
+	checkEdits(t, tr, moved, movedir, save)
+	n := len(records(t, tr))
+	ok(t, tr.Scan(ctx))
+	if m := len(records(t, tr)); m != n {
+		t.Errorf("a second scan journaled %d records: %s", m-n, logOps(t, tr))
+	}
+}
+
+func TestEditsWhileStoppedAreFoundOnUse(t *testing.T) {
+	tr := newTree(t)
+	moved, movedir, save := before(t, tr)
+	ok(t, tr.Close())
+	edits(t, tr.dir)
+	tr = openTree(t, tr.dir)
+	var walk func(oid kml.OID)
+	walk = func(oid kml.OID) {
+		h := must[DirHandle](t)(tr.OpenDir(ctx, nil, oid))
+		defer h.Close()
+		for _, e := range must[[]DirEntry](t)(h.ReadDir(ctx, 0, 1000)) {
+			must[Attr](t)(tr.Lookup(ctx, nil, oid, e.Name))
+			if e.Type == unix.S_IFDIR {
+				walk(e.OID)
+			}
+		}
+	}
+	walk(kml.RootOID)
+	checkNames(t, tr, moved, movedir, save)
+}
+
+// checkNames is checkEdits without the attributes, which use alone does not
+// compare.
+func checkNames(t *testing.T, tr *Tree, moved, movedir, save kml.OID) {
+	t.Helper()
+	if n, m := countIndex(t, tr, kml.RootOID), countDisk(t, tr.dir); n != m {
+		t.Errorf("index has %d names, the disk %d", n, m)
+	}
+	a := must[Attr](t)(tr.Lookup(ctx, nil, kml.RootOID, "a"))
+	if x := must[Attr](t)(tr.Lookup(ctx, nil, a.OID, "moved")); x.OID != moved {
+		t.Errorf("a renamed file is %v, was %v", x.OID, moved)
+	}
+	if x := must[Attr](t)(tr.Lookup(ctx, nil, kml.RootOID, "save")); x.OID != save {
+		t.Errorf("a saved file is %v, was %v", x.OID, save)
+	}
+}
+
+func countDisk(t *testing.T, dir string) int {
+	n := 0
+	ok(t, filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+		if e.Name() == ExtDirName {
+			return filepath.SkipDir
+		}
+		n++
+		return err
+	}))
+	return n
+}
+
+// waitFor waits until the log has caught up with what happened on disk.
+func waitFor(t *testing.T, tr *Tree, what string, f func() bool) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for !f() {
+		select {
+		case <-deadline:
+			t.Fatalf("waited for %s; log: %s", what, logOps(t, tr))
+		case <-tr.log.Changed():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func TestEditsWhileRunningAreWatched(t *testing.T) {
+	for _, perDir := range []bool{false, true} {
+		name := "file system"
+		if perDir {
+			name = "folders"
+		}
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			ok(t, Init(dir, Options{}))
+			tr, err := Open(dir, Options{watchFolders: perDir})
+			ok(t, err)
+			t.Cleanup(func() { ok(t, tr.Close()) })
+			if tr.watcher == nil {
+				t.Skip("no fanotify here")
+			}
+			if perDir != tr.watcher.perDir {
+				t.Skip("the file system cannot be watched as a whole")
+			}
+			moved, movedir, save := before(t, tr)
+			edits(t, tr.dir)
+			quiet := func() bool {
+				tr.watcher.mu.Lock()
+				defer tr.watcher.mu.Unlock()
+				return len(tr.watcher.pending) == 0
+			}
+			waitFor(t, tr, "the edits", func() bool {
+				// A watched save may show its temporary file first: then it is a rename.
+				id, _, _ := tr.index.Child(kml.RootOID, "save")
+				o, err := tr.index.Get(id)
+				return err == nil && o.Attr.Size == 4 && quiet() && countIndex(t, tr, kml.RootOID) == countDisk(t, dir) &&
+					strings.Contains(logOps(t, tr), "rmdir")
+			})
+			save = must[Attr](t)(tr.Lookup(ctx, nil, kml.RootOID, "save")).OID
+			checkNames(t, tr, moved, movedir, save)
+			own := 0
+			for _, r := range records(t, tr) {
+				if r.Flags&kml.FlagForeign != 0 && r.Op == kml.OpStore && r.OID == moved {
+					own++
+				}
+			}
+			if own != 0 {
+				t.Errorf("%d of the tree's own changes came back as foreign", own)
+			}
+		})
+	}
+}

@@ -1,0 +1,293 @@
+package fusefs
+
+import (
+	"log/slog"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml/tree"
+)
+
+// file is an open file or folder: one of h, d and ext is set.
+type file struct {
+	n      *node
+	h      tree.Handle
+	d      tree.DirHandle
+	ext    tree.ExtHandle
+	list   []fuse.DirEntry // an open folder of the extension
+	writes bool            // h may write
+
+	mu     sync.Mutex
+	owners map[uint64]struct{} // who took locks through it
+}
+
+// close ends a file that no request uses any more.
+func (f *file) close(r *raw) {
+	f.mu.Lock()
+	owners := f.owners
+	f.owners = nil
+	f.mu.Unlock()
+	for o := range owners {
+		r.fs.Unlock(f.n.oid, r.owner(o))
+	}
+	var err error
+	switch {
+	case f.h != nil:
+		r.nodes.closed(f, f.writes)
+		err = f.h.Close()
+	case f.d != nil:
+		err = f.d.Close()
+	case f.ext != nil:
+		err = f.ext.Close()
+	}
+	if err != nil {
+		// Nobody waits for this answer; what close(2) reports was the flush's.
+		r.log.Warn("close ended with an error", slog.Uint64("oid", uint64(f.n.oid)), slog.Any("err", err))
+	}
+}
+
+const openFlags = unix.O_ACCMODE | unix.O_APPEND | unix.O_TRUNC
+
+// Open is open(2) of an existing file.
+func (r *raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	c := r.begin(cancel, &in.InHeader)
+	defer c.end()
+	n, st := r.node(in.NodeId)
+	if st != fuse.OK {
+		return st
+	}
+	if n.ext != nil {
+		return r.extOpen(c, in, n, out)
+	}
+	// The kernel looks the name up again after ESTALE, and gets the new node.
+	if n.stale.Load() > 0 && r.settle(n) || r.nodes.isRetired(n) {
+		return fuse.Status(unix.ESTALE)
+	}
+	flags := int(in.Flags) & openFlags
+	if flags&unix.O_TRUNC != 0 && in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
+		if err := r.clearPriv(c, &in.InHeader, n, nil); err != nil {
+			return r.status("open", err)
+		}
+	}
+	h, err := r.fs.Open(c, cred(&in.InHeader), n.oid, flags)
+	if err != nil {
+		return r.status("open", err)
+	}
+	r.opened(n, h, flags, out)
+	return fuse.OK
+}
+
+// opened enters a new handle and says how the kernel may treat it.
+func (r *raw) opened(n *node, h tree.Handle, flags int, out *fuse.OpenOut) {
+	f := &file{n: n, h: h, writes: flags&unix.O_ACCMODE != unix.O_RDONLY}
+	r.nodes.opened(f, f.writes)
+	out.Fh = r.files.put(f)
+	// Pages of older contents that wait for their invalidation must not be
+	// read: without the flag the kernel drops them now.
+	if n.stale.Load() == 0 {
+		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
+	}
+	// A close that has nothing to flush still ends POSIX locks.
+	if !f.writes && !n.locked.Load() {
+		out.OpenFlags |= fuse.FOPEN_NOFLUSH
+	}
+}
+
+// Create is open(2) of a name the kernel takes to be free.
+func (r *raw) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	c := r.begin(cancel, &in.InHeader)
+	defer c.end()
+	p, st := r.node(in.NodeId)
+	if st != fuse.OK {
+		return st
+	}
+	if p.ext != nil {
+		return r.extCreate(c, in, p.ext, name, out)
+	}
+	cr, mode, err := r.born(c, &in.InHeader, p, in.Mode&0o7777|unix.S_IFREG, in.Umask)
+	if err != nil {
+		return r.status("create", err)
+	}
+	since := r.ring.now()
+	flags := int(in.Flags) & (openFlags | unix.O_EXCL)
+	a, h, err := r.fs.Create(c, cr, p.oid, name, flags, mode&0o7777)
+	if err != nil {
+		return r.status("create", err)
+	}
+	r.entry(&out.EntryOut, &a, p.id, name, since, true)
+	n := r.nodes.get(out.NodeId)
+	r.opened(n, h, flags, &out.OpenOut)
+	return fuse.OK
+}
+
+// open is the file of a request that reads or writes.
+func (r *raw) open(fh uint64) (*file, fuse.Status) {
+	if f := r.files.get(fh); f != nil {
+		return f, fuse.OK
+	}
+	return nil, fuse.EBADF
+}
+
+// spliceFrom is the smallest read that is worth the pipe's system calls.
+const spliceFrom = 64 << 10
+
+// Read is read(2) of what the kernel has no pages of.
+func (r *raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	f, st := r.open(in.Fh)
+	if st != fuse.OK {
+		return nil, st
+	}
+	if f.ext != nil {
+		return r.extRead(cancel, in, f, buf)
+	}
+	if f.h == nil {
+		return nil, fuse.EBADF
+	}
+	c := r.begin(cancel, &in.InHeader)
+	defer c.end()
+	if len(buf) >= spliceFrom {
+		if fd, ok := f.h.Fd(); ok {
+			return fuse.ReadResultFd(uintptr(fd), int64(in.Offset), len(buf)), fuse.OK
+		}
+	}
+	n, err := f.h.ReadAt(c, buf, int64(in.Offset))
+	if err != nil {
+		return nil, r.status("read", err)
+	}
+	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+// Write is write(2).
+func (r *raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	f, st := r.open(in.Fh)
+	if st != fuse.OK {
+		return 0, st
+	}
+	c := r.begin(cancel, &in.InHeader)
+	defer c.end()
+	if f.ext != nil {
+		n, err := f.ext.WriteAt(c, data, int64(in.Offset))
+		return uint32(n), r.status("write", err)
+	}
+	if f.h == nil {
+		return 0, fuse.EBADF
+	}
+	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
+		if err := r.clearPriv(c, &in.InHeader, f.n, f.h); err != nil {
+			return 0, r.status("write", err)
+		}
+	}
+	n, err := f.h.WriteAt(c, data, int64(in.Offset))
+	if n == 0 && err != nil {
+		return 0, r.status("write", err)
+	}
+	if in.Flags&unix.O_APPEND != 0 {
+		// The kernel put the bytes where it took the end to be.
+		if a, err := f.h.Attr(c); err != nil || a.Size != in.Offset+uint64(n) {
+			r.queue.addInode(f.n, true)
+		}
+	}
+	if in.Flags&unix.O_DSYNC != 0 {
+		if err := f.h.Fsync(c, in.Flags&unix.O_SYNC != unix.O_SYNC); err != nil {
+			return 0, r.status("write", err)
+		}
+	}
+	return uint32(n), fuse.OK
+}
+
+// Lseek is lseek(2) for SEEK_DATA and SEEK_HOLE.
+func (r *raw) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	f, st := r.open(in.Fh)
+	if st != fuse.OK {
+		return st
+	}
+	if f.h == nil {
+		return fuse.EINVAL
+	}
+	c := r.begin(cancel, &in.InHeader)
+	defer c.end()
+	off, err := f.h.Seek(c, int64(in.Offset), int(in.Whence))
+	out.Offset = uint64(off)
+	return r.status("lseek", err)
+}
+
+// Fallocate is fallocate(2).
+func (r *raw) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	f, st := r.open(in.Fh)
+	if st != fuse.OK {
+		return st
+	}
+	if f.h == nil {
+		return fuse.Status(unix.EOPNOTSUPP)
+	}
+	c := r.begin(cancel, &in.InHeader)
+	defer c.end()
+	if in.Uid != 0 {
+		if err := r.clearPriv(c, &in.InHeader, f.n, f.h); err != nil {
+			return r.status("fallocate", err)
+		}
+	}
+	return r.status("fallocate", f.h.Allocate(c, in.Offset, in.Length, in.Mode))
+}
+
+// Flush is a close(2) of one descriptor.
+func (r *raw) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	f, st := r.open(in.Fh)
+	if st != fuse.OK {
+		return st
+	}
+	if f.h == nil {
+		return fuse.OK
+	}
+	c := r.begin(cancel, &in.InHeader)
+	defer c.end()
+	err := f.h.Flush(c)
+	if f.n.locked.Load() {
+		r.fs.Unlock(f.n.oid, r.owner(in.LockOwner))
+	}
+	return r.status("flush", err)
+}
+
+// Fsync is fsync(2) and fdatasync(2).
+func (r *raw) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	f, st := r.open(in.Fh)
+	if st != fuse.OK {
+		return st
+	}
+	c := r.begin(cancel, &in.InHeader)
+	defer c.end()
+	var s any = f.h
+	switch {
+	case f.d != nil:
+		s = f.d
+	case f.ext != nil:
+		s = f.ext
+	}
+	y, ok := s.(tree.Syncer)
+	if !ok {
+		return fuse.EINVAL
+	}
+	return r.status("fsync", y.Fsync(c, in.FsyncFlags&1 != 0))
+}
+
+// FsyncDir is fsync(2) of a folder.
+func (r *raw) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	return r.Fsync(cancel, in)
+}
+
+// Release is the last close of an open file.
+func (r *raw) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	f := r.files.take(in.Fh)
+	if f == nil {
+		return
+	}
+	if in.ReleaseFlags&fuse.FUSE_RELEASE_FLOCK_UNLOCK != 0 {
+		r.fs.Unlock(f.n.oid, r.owner(in.LockOwner))
+	}
+	f.close(r)
+}
+
+// ReleaseDir is the last close of an open folder.
+func (r *raw) ReleaseDir(in *fuse.ReleaseIn) { r.Release(nil, in) }

@@ -1,0 +1,277 @@
+package fusefs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxWrite is the largest read or write request, in bytes: the kernel's limit
+// of 256 pages.
+const maxWrite = 1 << 20
+
+// mountpoint is a mount that was made.
+type mountpoint struct {
+	path   string // absolute, without symbolic links
+	dev    uint32 // minor device number, the connection's number in fusectl
+	direct bool   // made by mount(2), not by the helper
+}
+
+// checkPoint says whether path can be mounted on, and its real name. It does
+// not enter a mount that is there.
+func checkPoint(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	// The folder above is resolved first: the last step may be a dead mount.
+	dir, err := filepath.EvalSymlinks(filepath.Dir(abs))
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	real := filepath.Join(dir, filepath.Base(abs))
+	if _, err := findMount(real); err == nil {
+		return "", fmt.Errorf("%s: %w", path, ErrMounted)
+	}
+	if real, err = filepath.EvalSymlinks(real); errors.Is(err, unix.ENOTCONN) {
+		return "", fmt.Errorf("%s: %w", path, ErrMounted)
+	} else if err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	if _, err := findMount(real); err == nil {
+		return "", fmt.Errorf("%s: %w", path, ErrMounted)
+	}
+	st, err := os.Stat(real)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	if !st.IsDir() {
+		return "", fmt.Errorf("%s: %w", path, ErrNotDir)
+	}
+	names, err := os.ReadDir(real)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	if len(names) > 0 {
+		return "", fmt.Errorf("%s: %w", path, ErrNotEmpty)
+	}
+	return real, nil
+}
+
+// mount makes the mount and returns the descriptor of its connection.
+func mount(path string, o Options) (fd int, m mountpoint, err error) {
+	real, err := checkPoint(path)
+	if err != nil {
+		return -1, m, err
+	}
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		return -1, m, fmt.Errorf("%s: %w", path, ErrNoDevice)
+	}
+	m = mountpoint{path: real, direct: os.Geteuid() == 0}
+	if m.direct {
+		fd, err = mountDirect(real, o)
+	} else {
+		fd, err = mountHelper(real, o)
+	}
+	if err != nil {
+		return -1, m, fmt.Errorf("%s: %w", path, err)
+	}
+	if m.dev, err = findMount(real); err != nil {
+		unix.Close(fd)
+		return -1, m, fmt.Errorf("%s: mounted, but not in the mount table: %w", path, err)
+	}
+	return fd, m, nil
+}
+
+// source is what the mount table shows as the device.
+func (o Options) source() string {
+	if o.Name == "" {
+		return "mezzo"
+	}
+	return o.Name
+}
+
+func mountDirect(path string, o Options) (int, error) {
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("/dev/fuse: %w", err)
+	}
+	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=%d,group_id=%d,default_permissions,max_read=%d",
+		fd, os.Geteuid(), os.Getegid(), maxWrite)
+	if o.AllowOther {
+		data += ",allow_other"
+	}
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
+	if o.ReadOnly {
+		flags |= unix.MS_RDONLY
+	}
+	if err := unix.Mount(o.source(), path, "fuse.mezzo", flags, data); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("mount: %w", err)
+	}
+	return fd, nil
+}
+
+// helper is the path of fusermount3, or of its older name.
+func helper() (string, error) {
+	for _, name := range []string{"fusermount3", "/bin/fusermount3", "fusermount", "/bin/fusermount"} {
+		if p, err := exec.LookPath(name); err == nil {
+			return p, nil
+		}
+	}
+	return "", ErrNoHelper
+}
+
+// mountHelper lets fusermount3 mount and hand the descriptor over; its
+// protocol is that of libfuse's lib/mount.c.
+func mountHelper(path string, o Options) (int, error) {
+	bin, err := helper()
+	if err != nil {
+		return -1, err
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("socketpair: %w", err)
+	}
+	local, remote := os.NewFile(uintptr(pair[0]), "fusermount"), os.NewFile(uintptr(pair[1]), "fusermount")
+	defer local.Close()
+	defer remote.Close()
+	escape := strings.NewReplacer(`\`, `\\`, `,`, `\,`)
+	opts := fmt.Sprintf("fsname=%s,subtype=mezzo,default_permissions,max_read=%d", escape.Replace(o.source()), maxWrite)
+	if o.AllowOther {
+		opts += ",allow_other"
+	}
+	if o.ReadOnly {
+		opts += ",ro"
+	}
+	cmd := exec.Command(bin, "-o", opts, "--", path)
+	cmd.ExtraFiles = []*os.File{remote}
+	cmd.Env = append(os.Environ(), "_FUSE_COMMFD=3")
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if err := cmd.Run(); err != nil {
+		return -1, fmt.Errorf("%w: %s (%w)", ErrHelper, strings.TrimSpace(said.String()), err)
+	}
+	return receiveFd(int(local.Fd()))
+}
+
+// receiveFd takes the descriptor the helper sent.
+func receiveFd(sock int) (int, error) {
+	buf, oob := make([]byte, 4), make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := unix.Recvmsg(sock, buf, oob, unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fusermount3: %w", err)
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(msgs) != 1 {
+		return -1, fmt.Errorf("%w: it sent no descriptor", ErrHelper)
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) != 1 {
+		return -1, fmt.Errorf("%w: it sent no descriptor", ErrHelper)
+	}
+	return fds[0], nil
+}
+
+var errNoMount = errors.New("nothing is mounted there")
+
+// findMount looks path up in the mount table and returns the minor device
+// number of what is on top there. It touches no file system.
+func findMount(path string) (uint32, error) {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return 0, err
+	}
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	minor, found := uint32(0), false
+	for line := range strings.Lines(string(table)) {
+		f := strings.Fields(line)
+		if len(f) < 5 || unescape.Replace(f[4]) != path {
+			continue
+		}
+		_, s, _ := strings.Cut(f[2], ":")
+		n, err := strconv.ParseUint(s, 10, 32)
+		if err != nil {
+			return 0, fmt.Errorf("mountinfo: %q: %w", f[2], err)
+		}
+		minor, found = uint32(n), true
+	}
+	if !found {
+		return 0, errNoMount
+	}
+	return minor, nil
+}
+
+// mounted reports whether m still stands at its place.
+func (m mountpoint) mounted() bool {
+	dev, err := findMount(m.path)
+	return err == nil && dev == m.dev
+}
+
+// unmount takes the mount away; lazily when it is in use or ctx has ended,
+// and then lazy is true.
+func (m mountpoint) unmount(ctx context.Context) (lazy bool, err error) {
+	const tries = 5 // a program that just left may hold a reference for a moment
+	for try := 0; ; try++ {
+		if !m.mounted() {
+			return false, nil
+		}
+		if err = m.detach(ctx, false); err == nil {
+			return false, nil
+		}
+		if try == tries || ctx.Err() != nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Duration(5<<try) * time.Millisecond):
+		}
+	}
+	// The lazy way does not wait, so ctx has no say in it.
+	if err = m.detach(context.Background(), true); err != nil {
+		return true, fmt.Errorf("%s: %w", m.path, err)
+	}
+	return true, nil
+}
+
+func (m mountpoint) detach(ctx context.Context, lazy bool) error {
+	if m.direct {
+		flags := unix.UMOUNT_NOFOLLOW
+		if lazy {
+			flags |= unix.MNT_DETACH
+		}
+		return unix.Unmount(m.path, flags)
+	}
+	bin, err := helper()
+	if err != nil {
+		return err
+	}
+	args := []string{"-u"}
+	if lazy {
+		args = append(args, "-z")
+	}
+	out, err := exec.CommandContext(ctx, bin, append(args, "--", m.path)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s (%w)", ErrHelper, bytes.TrimSpace(out), err)
+	}
+	return nil
+}
+
+// abort ends the connection through fusectl: every request in flight and every
+// open file of it fails from then on. The mounting user may do it.
+func (m mountpoint) abort() error {
+	p := fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", m.dev)
+	if err := os.WriteFile(p, []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s: %w", p, err)
+	}
+	return nil
+}

@@ -1,0 +1,280 @@
+package fusefs
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// node is what a node id of the kernel stands for.
+type node struct {
+	id  uint64
+	oid kml.OID
+	gen uint64   // tells nodes of one inode number apart
+	ext *extNode // an entry of the extension; nil for an object
+
+	// changes counts changes of attributes, whoever made them.
+	changes atomic.Uint64
+	// clean: the object was seen without setuid, setgid and capabilities, and
+	// nothing has changed since.
+	clean atomic.Bool
+	// locked: a POSIX lock was asked for through this node, so closes matter.
+	locked atomic.Bool
+	// stale counts changes of contents whose invalidation is on its way.
+	stale atomic.Int32
+	// dir is what makes of a folder depend on; nil when not known.
+	dir atomic.Pointer[dirInfo]
+
+	// The rest is guarded by the mu of its shard.
+
+	lookups uint64 // references the kernel holds
+	retired bool   // keeps an older version for its readers; see the package comment
+	readers map[*file]struct{}
+	writers int
+	names   []nameRef // the last names the kernel got it under; see maxNames
+	more    bool      // there were more names
+}
+
+// dirInfo is what new objects take from their folder.
+type dirInfo struct {
+	gid    uint32
+	setgid bool
+	acl    bool // it has a default ACL, which takes the umask's place
+}
+
+// nameRef is a name in a folder, by node id.
+type nameRef struct {
+	parent uint64
+	name   string
+}
+
+// maxNames is how many names of a node are remembered.
+const maxNames = 8
+
+// firstOwn is the first node id that is no oid. Site 0, whose ids these are,
+// mints no objects but the root.
+const firstOwn = uint64(1) << 42
+
+// nodes is the table of what the kernel knows, safe for use by many.
+type nodes struct {
+	shards [64]struct {
+		mu sync.Mutex
+		m  map[uint64]*node
+	}
+	next    atomic.Uint64 // node ids that are no oids
+	aliases atomic.Int64  // len(alias)
+	mu      sync.Mutex
+	alias   map[kml.OID]*node // the node in use of objects whose first one is retired
+}
+
+func newNodes() *nodes {
+	t := &nodes{alias: map[kml.OID]*node{}}
+	for i := range t.shards {
+		t.shards[i].m = map[uint64]*node{}
+	}
+	t.next.Store(firstOwn)
+	root := uint64(kml.RootOID)
+	t.shards[t.slot(root)].m[root] = &node{id: root, oid: kml.RootOID, lookups: 1}
+	return t
+}
+
+func (t *nodes) slot(id uint64) uint64 { return (id * 0x9e3779b97f4a7c15) >> 58 }
+
+// lock locks the shard of an id and returns its map and the unlock.
+func (t *nodes) lock(id uint64) (map[uint64]*node, *sync.Mutex) {
+	s := &t.shards[t.slot(id)]
+	s.mu.Lock()
+	return s.m, &s.mu
+}
+
+// get is the node of an id, or nil.
+func (t *nodes) get(id uint64) *node {
+	m, mu := t.lock(id)
+	defer mu.Unlock()
+	return m[id]
+}
+
+// current is the node new lookups of an object get, or nil when the kernel
+// has none.
+func (t *nodes) current(oid kml.OID) *node {
+	if t.aliases.Load() > 0 {
+		t.mu.Lock()
+		n := t.alias[oid]
+		t.mu.Unlock()
+		if n != nil {
+			return n
+		}
+	}
+	n := t.get(uint64(oid))
+	if n != nil && t.isRetired(n) {
+		return nil
+	}
+	return n
+}
+
+func (t *nodes) isRetired(n *node) bool {
+	_, mu := t.lock(n.id)
+	defer mu.Unlock()
+	return n.retired
+}
+
+// ref counts a reference the kernel is about to get to an object under a name,
+// and says whether it had one before.
+func (t *nodes) ref(oid kml.OID, parent uint64, name string) (n *node, known bool) {
+	for {
+		id := uint64(oid)
+		if t.aliases.Load() > 0 {
+			t.mu.Lock()
+			if a := t.alias[oid]; a != nil {
+				id = a.id
+			}
+			t.mu.Unlock()
+		}
+		m, mu := t.lock(id)
+		n = m[id]
+		if n == nil && id == uint64(oid) {
+			n = &node{id: id, oid: oid}
+			m[id] = n
+		}
+		if n != nil && !n.retired {
+			known = n.lookups > 0
+			n.lookups++
+			n.named(parent, name)
+			mu.Unlock()
+			return n, known
+		}
+		mu.Unlock()
+		t.renew(oid, id)
+	}
+}
+
+// renew makes a node for an object whose node id is retired.
+func (t *nodes) renew(oid kml.OID, retired uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if a := t.alias[oid]; a != nil && a.id != retired {
+		return
+	}
+	id := t.next.Add(1)
+	n := &node{id: id, oid: oid, gen: id - firstOwn}
+	m, mu := t.lock(id)
+	m[id] = n
+	mu.Unlock()
+	if t.alias[oid] == nil {
+		t.aliases.Add(1)
+	}
+	t.alias[oid] = n
+}
+
+// refExt is ref for an entry of the extension: one node for each of its IDs.
+func (t *nodes) refExt(id uint64, x *extNode) *node {
+	m, mu := t.lock(id)
+	defer mu.Unlock()
+	n := m[id]
+	if n == nil {
+		n = &node{id: id, ext: x}
+		m[id] = n
+	}
+	n.lookups++
+	return n
+}
+
+// forget takes references back; a node without any goes.
+func (t *nodes) forget(id, count uint64) {
+	if id == uint64(kml.RootOID) {
+		return
+	}
+	m, mu := t.lock(id)
+	n := m[id]
+	gone := false
+	if n != nil {
+		n.lookups -= min(count, n.lookups)
+		if gone = n.lookups == 0; gone {
+			delete(m, id)
+		}
+	}
+	mu.Unlock()
+	if gone && t.aliases.Load() > 0 {
+		t.mu.Lock()
+		if t.alias[n.oid] == n {
+			delete(t.alias, n.oid)
+			t.aliases.Add(-1)
+		}
+		t.mu.Unlock()
+	}
+}
+
+// named remembers a name; the shard is locked.
+func (n *node) named(parent uint64, name string) {
+	for _, x := range n.names {
+		if x.parent == parent && x.name == name {
+			return
+		}
+	}
+	if len(n.names) >= maxNames {
+		n.names = append(n.names[:0], n.names[1:]...)
+		n.more = true
+	}
+	n.names = append(n.names, nameRef{parent, name})
+}
+
+// name remembers one more name of a node.
+func (t *nodes) name(n *node, parent uint64, name string) {
+	_, mu := t.lock(n.id)
+	defer mu.Unlock()
+	n.named(parent, name)
+}
+
+// opened enters an open regular file; writes says which kind.
+func (t *nodes) opened(f *file, writes bool) {
+	_, mu := t.lock(f.n.id)
+	defer mu.Unlock()
+	if writes {
+		f.n.writers++
+		return
+	}
+	if f.n.readers == nil {
+		f.n.readers = map[*file]struct{}{}
+	}
+	f.n.readers[f] = struct{}{}
+}
+
+// closed takes it out again.
+func (t *nodes) closed(f *file, writes bool) {
+	_, mu := t.lock(f.n.id)
+	defer mu.Unlock()
+	if writes {
+		f.n.writers--
+		return
+	}
+	delete(f.n.readers, f)
+}
+
+// pinned is an open file that only reads through n, if nobody writes through
+// it; of several, any: they were opened on one version.
+func (t *nodes) pinned(n *node) *file {
+	_, mu := t.lock(n.id)
+	defer mu.Unlock()
+	if n.writers > 0 {
+		return nil
+	}
+	for f := range n.readers {
+		return f
+	}
+	return nil
+}
+
+// retire leaves n to those who read through it. It returns the names it is
+// known under, and whether there are more; ok is false when it was retired
+// before.
+func (t *nodes) retire(n *node) (names []nameRef, more, ok bool) {
+	_, mu := t.lock(n.id)
+	defer mu.Unlock()
+	if n.retired {
+		return nil, false, false
+	}
+	n.retired = true
+	names, n.names = n.names, nil
+	return names, n.more, true
+}

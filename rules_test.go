@@ -21,7 +21,7 @@ const module = "github.com/mezzofs/mezzo"
 var arrows = map[string][]string{
 	".":                 {},
 	"cmd/mezzo":         {"internal/cli"},
-	"internal/cli":      {"cachefs", "cachefs/fusefs", "p9srv", "p9srv/client", "p9srv/export", "kml/tree", "kml/feed", "kml", "man", "internal/fault"},
+	"internal/cli":      {"cachefs", "cachefs/fusefs", "p9srv", "p9srv/client", "p9srv/wire", "p9srv/export", "kml/tree", "kml/feed", "kml", "man", "internal/fault"},
 	"internal/testutil": {"internal/fault"},
 	"internal/fault":    {},
 	"man":               {},

@@ -5,78 +5,24 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
-	"strconv"
 	"strings"
+
+	"github.com/mezzofs/mezzo/p9srv/wire"
 )
 
 // address is where a master listens or is reached.
-type address struct {
-	Net  string // "unix" or "tcp"
-	Path string // unix
-	Host string // tcp; empty is every interface
-	Port uint16
-}
+type address struct{ wire.Addr }
 
-// parseAddress reads unix!PATH, tcp!HOST!PORT, a path that begins with / or .,
-// and HOST:PORT.
+func unixAddress(path string) address { return address{wire.Addr{Net: "unix", Path: path}} }
+
+// parseAddress reads the forms of wire.ParseAddr.
 func parseAddress(s string) (address, error) {
-	bad := func(why string) (address, error) {
-		return address{}, &problem{Thing: s, Err: errors.New(why), Remedy: "an address is unix!PATH, tcp!HOST!PORT, a path that begins with / or ./, or HOST:PORT", Code: exitUsage}
-	}
-	kind, rest, bang := strings.Cut(s, "!")
-	switch {
-	case bang && kind == "unix":
-		if rest == "" {
-			return bad("has no path")
-		}
-		return address{Net: "unix", Path: rest}, nil
-	case bang && kind == "tcp":
-		i := strings.LastIndexByte(rest, '!')
-		if i < 0 {
-			return bad("has no port")
-		}
-		return tcpAddress(rest[:i], rest[i+1:], bad)
-	case strings.HasPrefix(s, "/"), strings.HasPrefix(s, "./"), strings.HasPrefix(s, "../"), s == ".", s == "..":
-		return address{Net: "unix", Path: s}, nil
-	case bang:
-		return bad("names no transport that is known")
-	}
-	host, port, err := net.SplitHostPort(s)
+	a, err := wire.ParseAddr(s)
 	if err != nil {
-		return bad("is no address")
+		text := strings.TrimPrefix(err.Error(), fmt.Sprintf("%q: ", s))
+		return address{}, &problem{Thing: s, Err: errors.New(text), Remedy: "an address is unix!PATH, tcp!HOST!PORT, a path that begins with / or ./, or HOST:PORT", Code: exitUsage}
 	}
-	return tcpAddress(host, port, bad)
-}
-
-func tcpAddress(host, port string, bad func(string) (address, error)) (address, error) {
-	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil {
-		return bad(fmt.Sprintf("%q is not a port", port))
-	}
-	if host == "*" {
-		host = ""
-	}
-	return address{Net: "tcp", Host: strings.Trim(host, "[]"), Port: uint16(n)}, nil
-}
-
-// String is the form with exclamation marks, which parseAddress reads.
-func (a address) String() string {
-	if a.Net == "unix" {
-		return "unix!" + a.Path
-	}
-	host := a.Host
-	if host == "" {
-		host = "*"
-	}
-	return fmt.Sprintf("tcp!%s!%d", host, a.Port)
-}
-
-// dial is what package net calls the address.
-func (a address) dial() string {
-	if a.Net == "unix" {
-		return a.Path
-	}
-	return net.JoinHostPort(a.Host, strconv.Itoa(int(a.Port)))
+	return address{a}, nil
 }
 
 // loopback says whether only this machine reaches a. A name counts when all
@@ -100,20 +46,18 @@ func (a address) loopback() bool {
 	return err == nil && len(ips) > 0
 }
 
-// addressOf is the address a listener got.
+// addressOf is the address a listener got, its path absolute.
 func addressOf(l net.Addr) address {
-	if t, ok := l.(*net.TCPAddr); ok {
-		host := t.IP.String()
-		if t.IP.IsUnspecified() {
-			host = ""
+	a, ok := wire.AddrOf(l)
+	if !ok {
+		return address{}
+	}
+	if a.Net == "unix" && a.Path[0] != '@' {
+		if abs, err := filepath.Abs(a.Path); err == nil {
+			a.Path = abs
 		}
-		return address{Net: "tcp", Host: host, Port: uint16(t.Port)}
 	}
-	path := l.String()
-	if abs, err := filepath.Abs(path); err == nil {
-		path = abs
-	}
-	return address{Net: "unix", Path: path}
+	return address{a}
 }
 
 // kernelMount is the line with which the kernel's own client mounts a at mnt.

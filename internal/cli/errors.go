@@ -16,8 +16,6 @@ const (
 	exitUnreachable = 3
 	exitInUse       = 4
 	exitSignal      = 128 // plus the signal's number
-
-	exitMountFailed = 32 // mount(8)'s, for mount.mezzo
 )
 
 // problem is an error a user reads: the thing it is about, what went wrong

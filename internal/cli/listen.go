@@ -1,15 +1,17 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/p9srv"
 )
 
 // maxSocketPath is the longest path a unix socket can have: sun_path of
@@ -17,7 +19,7 @@ import (
 const maxSocketPath = 107
 
 // listenAll opens every address, or none.
-func listenAll(addrs []address, insecure bool) (ls []net.Listener, err error) {
+func listenAll(ctx context.Context, addrs []address, insecure bool) (ls []net.Listener, err error) {
 	defer func() {
 		if err != nil {
 			closeAll(ls)
@@ -29,7 +31,7 @@ func listenAll(addrs []address, insecure bool) (ls []net.Listener, err error) {
 			return ls, &problem{Thing: a.String(), Err: errors.New("is reached from other machines, where nobody is asked who he is"),
 				Remedy: "listen at 127.0.0.1 or at a unix socket, or allow it with --insecure", Code: exitUsage}
 		}
-		l, err := listen(a)
+		l, err := p9srv.Listen(ctx, a.String())
 		if err != nil {
 			return ls, listenProblem(a, err)
 		}
@@ -44,40 +46,6 @@ func closeAll(ls []net.Listener) {
 	}
 }
 
-// listen opens one address. A socket nobody listens at any more is replaced.
-func listen(a address) (net.Listener, error) {
-	if a.Net == "unix" {
-		if len(a.Path) > maxSocketPath {
-			return nil, fmt.Errorf("path has %d bytes, and a socket's at most %d", len(a.Path), maxSocketPath)
-		}
-		if err := removeStaleSocket(a.Path); err != nil {
-			return nil, err
-		}
-	}
-	return net.Listen(a.Net, a.dial())
-}
-
-// removeStaleSocket removes the socket of a process that is gone. What is no
-// socket, or answers, is in use.
-func removeStaleSocket(path string) error {
-	st, err := os.Lstat(path)
-	if err != nil {
-		return nil // nothing there, or listening says why not
-	}
-	if st.Mode()&os.ModeSocket == 0 {
-		return syscall.EADDRINUSE
-	}
-	c, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
-		c.Close()
-		return syscall.EADDRINUSE
-	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return syscall.EADDRINUSE
-	}
-	return os.Remove(path)
-}
-
 func listenProblem(a address, err error) error {
 	p := &problem{Thing: a.String(), Err: err}
 	var op *net.OpError
@@ -89,7 +57,7 @@ func listenProblem(a address, err error) error {
 		}
 	}
 	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
+	case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, syscall.EEXIST):
 		p.Err, p.Remedy, p.Code = errors.New("address in use"), "listen elsewhere with --listen, or end the process that is there", exitInUse
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		p.Remedy = "that address is not of this machine"

@@ -16,6 +16,11 @@ import (
 // commands are all of them, in the order help shows them.
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
+		a.upCommand(),
+		a.initCommand(),
+		a.serveCommand(),
+		a.statusCommand(),
+		a.logCommand(),
 		a.manCommand(),
 	}
 }

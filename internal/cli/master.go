@@ -1,0 +1,223 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"github.com/mezzofs/mezzo/kml/tree"
+	"github.com/mezzofs/mezzo/p9srv"
+	"github.com/mezzofs/mezzo/p9srv/export"
+)
+
+// The front ends of a master, as its tree knows them.
+const (
+	doorNine tree.Door = 1
+	doorFUSE tree.Door = 2
+)
+
+// listenFlags are the flags of the commands that listen.
+type listenFlags struct {
+	listen   []string
+	insecure bool
+}
+
+func (l *listenFlags) addresses() ([]address, error) {
+	var all []address
+	for _, s := range l.listen {
+		a, err := parseAddress(s)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, a)
+	}
+	return all, nil
+}
+
+// checkFolder refuses what cannot be a fileset's folder before anything is
+// done with it.
+func checkFolder(dir string) error {
+	st, err := os.Stat(dir)
+	if err == nil && !st.IsDir() {
+		err = syscall.ENOTDIR
+	}
+	if err != nil {
+		return pathProblem(dir, err)
+	}
+	return nil
+}
+
+// treeProblem says what is wrong with a fileset.
+func treeProblem(dir string, err error) error {
+	p := &problem{Thing: dir, Err: err}
+	var locked *tree.LockedError
+	switch {
+	case errors.As(err, &locked):
+		p.Err, p.Code = errors.New("fileset is already open by another process"), exitInUse
+		p.Remedy = "mount it with mezzo mount, or end that process"
+		if locked.PID != 0 {
+			p.Err = fmt.Errorf("fileset is already open by pid %d", locked.PID)
+		}
+	case errors.Is(err, tree.ErrIsFileset):
+		p.Err, p.Remedy = tree.ErrIsFileset, "serve it with mezzo serve"
+	case errors.Is(err, tree.ErrNotFileset):
+		p.Err, p.Remedy = errors.New("is not a fileset"), "make it one with mezzo init"
+	case errors.Is(err, tree.ErrInside):
+		p.Remedy = "filesets do not nest: choose another folder"
+	case errors.Is(err, tree.ErrForeign):
+		p.Err, p.Remedy = errors.New("has a .mezzo that is no fileset's"), "rename that first"
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
+		return pathProblem(dir, err)
+	}
+	return p
+}
+
+// initTree makes dir a fileset and says how many files it took in. A signal
+// leaves an import half done; the next one starts over.
+func (a *app) initTree(ctx context.Context, dir string) error {
+	bar := newProgress(a.env.Stderr, "importing")
+	var files int64
+	done := make(chan error, 1)
+	go func() {
+		done <- tree.Init(dir, tree.Options{Logger: a.log, Progress: func(n int64) {
+			files = n
+			bar.set(n)
+		}})
+	}()
+	select {
+	case err := <-done:
+		bar.end()
+		if err != nil {
+			return treeProblem(dir, err)
+		}
+	case <-ctx.Done():
+		bar.end()
+		return &problem{Thing: dir, Err: errors.New("import interrupted"), Remedy: "do it again, it starts over"}
+	}
+	a.out("%s is a fileset, with %s taken in\n", dir, plural(files, "file"))
+	return nil
+}
+
+// isFileset says whether dir has been made a fileset, as far as one can see.
+func isFileset(dir string) (bool, error) {
+	_, err := os.Lstat(filepath.Join(dir, stateDir, "fileset.json"))
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	}
+	return false, pathProblem(filepath.Join(dir, stateDir), err)
+}
+
+// master is a fileset that is open and listens.
+type master struct {
+	tree      *tree.Tree
+	journal   *export.Journal
+	listeners []net.Listener // the first is the socket's
+	insecure  bool
+}
+
+// openMaster opens the fileset in dir and its listeners: the socket, and addrs.
+func (a *app) openMaster(ctx context.Context, dir string, addrs []address, insecure bool) (m *master, err error) {
+	t, err := tree.Open(dir, tree.Options{Logger: a.log})
+	if err != nil {
+		return nil, treeProblem(dir, err)
+	}
+	m = &master{tree: t, insecure: insecure}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.Close())
+		}
+	}()
+	if m.journal, err = export.NewJournal(t, export.JournalOptions{Logger: a.log}); err != nil {
+		return m, treeProblem(dir, err)
+	}
+	path, err := defaultSocket(t.Dir(), t.State().Fileset().UUID, a.env.Getenv)
+	if err != nil {
+		return m, err
+	}
+	// Nobody else has the fileset open: a socket that is there is a dead one.
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return m, pathProblem(path, err)
+	}
+	m.listeners, err = listenAll(ctx, append([]address{unixAddress(path)}, addrs...), insecure)
+	return m, err
+}
+
+// Close gives up what openMaster opened: cuts stores, makes all durable. serve
+// has ended before.
+func (m *master) Close() error {
+	closeAll(m.listeners)
+	var err error
+	if m.journal != nil {
+		err = m.journal.Close()
+	}
+	return errors.Join(err, m.tree.Close())
+}
+
+// addresses are where the master listens.
+func (m *master) addresses() []address {
+	var all []address
+	for _, l := range m.listeners {
+		all = append(all, addressOf(l.Addr()))
+	}
+	return all
+}
+
+// printMounts tells how others mount what is served.
+func (m *master) printMounts(a *app) {
+	var kernel []string
+	for _, at := range m.addresses() {
+		name := at.Dial()
+		if at.Net == "tcp" && at.Host == "" {
+			name = fmt.Sprintf("HOST:%d", at.Port)
+		}
+		a.out("  mezzo mount %s MNT\n", shellQuote(name))
+		kernel = append(kernel, at.kernelMount("MNT"))
+	}
+	for _, k := range kernel {
+		a.out("  %s\n", k)
+	}
+}
+
+// serve answers at every listener until ctx ends, and returns when all is
+// over. The first listener that fails ends the others.
+func (m *master) serve(ctx context.Context, a *app) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	errs := make([]error, len(m.listeners))
+	var wg sync.WaitGroup
+	for i, l := range m.listeners {
+		srv := p9srv.New(m.attacher(a, l), p9srv.Options{Log: a.log})
+		wg.Go(func() {
+			defer cancel()
+			errs[i] = srv.Serve(ctx, l)
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// attacher is the tree as it is served at l: who may attach depends on what
+// the transport proves.
+func (m *master) attacher(a *app, l net.Listener) attacher {
+	o := export.Options{Ext: m.journal, Door: doorNine, InPlace: true, Logger: a.log, TrustClaims: m.insecure && l.Addr().Network() != "unix"}
+	var at attacher = export.New(m.tree, o)
+	if o.TrustClaims {
+		return at
+	}
+	if os.Geteuid() != 0 {
+		at = ownUser{at}
+	}
+	if tcp, ok := l.Addr().(*net.TCPAddr); ok {
+		at = loopbackProof{attacher: at, own: tcp.AddrPort(), owner: socketOwner}
+	}
+	return at
+}

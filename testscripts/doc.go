@@ -18,5 +18,9 @@
 //	                                     file may be
 //	gotree DIR [PACKAGE]                 copy (a package of) the Go source tree
 //
-// and the conditions [fuse], [root] and [long].
+//	readme FILE                          write the README's session as a script
+//	guest ADDR SCRIPT                    run a script on a Linux kernel of its
+//	                                     own, where $HOST:564 leads to ADDR
+//
+// and the variable $PORT, a TCP port that is free, and the conditions [fuse], [root], [guest] and [long].
 package testscripts

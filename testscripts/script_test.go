@@ -2,7 +2,9 @@ package testscripts
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +21,7 @@ import (
 
 	"github.com/mezzofs/mezzo/internal/cli"
 	"github.com/mezzofs/mezzo/internal/testutil"
+	"github.com/mezzofs/mezzo/testscripts/guest"
 )
 
 // mark is the environment variable by which a script's processes are found.
@@ -51,6 +54,8 @@ func TestScripts(t *testing.T) {
 			"sametree":   sameTree,
 			"oddtree":    oddTree,
 			"gotree":     goTree,
+			"readme":     readme,
+			"guest":      runGuest,
 		},
 	})
 }
@@ -75,8 +80,24 @@ func setup(env *testscript.Env) error {
 	if err := os.WriteFile(filepath.Join(home, "gitconfig"), []byte(gitconfig), 0o644); err != nil {
 		return err
 	}
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	env.Setenv("PORT", port)
 	env.Defer(func() { sweep(env.WorkDir) })
 	return nil
+}
+
+// freePort is a TCP port that was free a moment ago.
+func freePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	return port, err
 }
 
 func condition(cond string) (bool, error) {
@@ -87,6 +108,8 @@ func condition(cond string) (bool, error) {
 			return false, nil
 		}
 		return true, f.Close()
+	case "guest":
+		return guest.MissingNet() == "", nil
 	case "root":
 		return os.Getuid() == 0, nil
 	case "long":
@@ -282,5 +305,57 @@ func sendSignal(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	for _, p := range found {
 		ts.Check(syscall.Kill(p.pid, sig))
+	}
+}
+
+// readme writes the session of the README as a shell script, which waits where
+// a person would: until what was started in the background can be used.
+func readme(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: readme FILE")
+	}
+	text, err := os.ReadFile(filepath.Join("..", "README.md"))
+	ts.Check(err)
+	var b strings.Builder
+	b.WriteString("set -e -m\n")
+	inside := false
+	for _, line := range strings.Split(string(text), "\n") {
+		if strings.HasPrefix(line, "```") {
+			inside = line == "```console"
+		}
+		cmd, ok := strings.CutPrefix(line, "$ ")
+		if !inside || !ok {
+			continue
+		}
+		b.WriteString(cmd + "\n")
+		if strings.HasSuffix(cmd, "&") {
+			b.WriteString("until [ -e mnt/.mezzo/status ]; do sleep 0.1; done\n")
+		}
+	}
+	b.WriteString("wait\n")
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(b.String()), 0o644))
+}
+
+// runGuest runs a script in a guest with a kernel of its own, where port 564
+// of $HOST leads to an address of this machine.
+func runGuest(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: [!] guest ADDR SCRIPT")
+	}
+	script, err := os.ReadFile(ts.MkAbs(args[1]))
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	r, err := guest.Run(ctx, guest.Config{
+		Script:  string(script),
+		Forward: map[int]string{564: args[0]},
+		Timeout: 2 * time.Minute,
+	})
+	ts.Logf("[guest stdout]\n%s[guest stderr]\n%s", r.Stdout, r.Stderr)
+	if err != nil {
+		ts.Fatalf("%v\n%s", err, r.Console)
+	}
+	if (r.Code == 0) == neg {
+		ts.Fatalf("the guest's script ended with %d", r.Code)
 	}
 }

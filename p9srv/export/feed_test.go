@@ -360,3 +360,30 @@ func TestFeedSaysWhatChanges(t *testing.T) {
 		}
 	}
 }
+
+// TestFeedOfAReaderThatStops lets the log grow while nobody reads: the session
+// holds no more than before, and the reader misses nothing when it goes on.
+func TestFeedOfAReaderThatStops(t *testing.T) {
+	m := newMaster(t, JournalOptions{})
+	root := as(t, m.e, me(), "")
+	s := openStream(t, root, "feed", "from 0.0 crc 00000000 inline 65536\n")
+	s.buf = make([]byte, 512)
+	want[*feed.Greeting](s)
+	for i := range 300 {
+		create(t, root, hex16(uint64(i)), strings.Repeat("x", 8000))
+	}
+	h := s.f.(*extFile).h.(*feedHandle)
+	stores := 0
+	for stores < 300 {
+		msg, err := s.next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d, ok := msg.(*feed.RecordData); ok && len(d.Data) == 8000 {
+			stores++
+		}
+		if n := cap(h.s.pend) + cap(h.s.last) + cap(h.buf); n > streamKeep+64<<10 {
+			t.Fatal("the session holds", n)
+		}
+	}
+}

@@ -3,13 +3,17 @@ package export
 import (
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/hugelgupf/p9/p9"
+	"golang.org/x/sys/unix"
 
+	"github.com/mezzofs/mezzo/kml"
 	"github.com/mezzofs/mezzo/kml/feed"
 	"github.com/mezzofs/mezzo/kml/tree"
 )
@@ -156,5 +160,79 @@ func TestSnapshotOfAReaderThatStaysAway(t *testing.T) {
 	}
 	if f == nil || f.Code != feed.CodeStopped || !strings.Contains(f.Text, "stayed away") {
 		t.Fatal(f)
+	}
+}
+
+// TestSnapshotEqualsTree compares every entry with what lies in the directory.
+func TestSnapshotEqualsTree(t *testing.T) {
+	m := newMaster(t, JournalOptions{})
+	root := as(t, m.e, me(), "")
+	for _, d := range []string{"a", "b"} {
+		if _, err := root.Mkdir(d, 0o750, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 300 {
+			create(t, walk(t, root, d), hex16(uint64(i))+"\n\xff", strings.Repeat("x", i))
+		}
+	}
+	a := walk(t, root, "a")
+	if _, err := a.Symlink("target \xfe", "link", 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Mknod("fifo", unix.S_IFIFO|0o600, 0, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := walk(t, root, "b").Link(walk(t, a, hex16(7)+"\n\xff"), "hard"); err != nil {
+		t.Fatal(err)
+	}
+	if err := walk(t, a, hex16(9)+"\n\xff").SetXattr("user.k", []byte("v"), 0); err != nil {
+		t.Fatal(err)
+	}
+	s := openStream(t, m.serve(t), "snapshot", "")
+	want[*feed.SnapBegin](s)
+	paths := map[kml.OID]string{}
+	seen := 0
+	for {
+		msg, err := s.next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, ok := msg.(*feed.Entry)
+		if !ok {
+			break
+		}
+		r := e.Record
+		path := filepath.Join(m.dir, paths[r.Parent], r.Name)
+		if r.OID == kml.RootOID {
+			path = m.dir
+		} else if _, ok := paths[r.Parent]; !ok {
+			t.Fatalf("%q comes before its folder", r.Name)
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		seen++
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			paths[r.OID] = strings.TrimPrefix(path, m.dir)
+		}
+		if r.Op == kml.OpLink {
+			if st.Nlink != 2 || paths[r.OID] == "" {
+				t.Fatalf("%q: link %+v", path, r)
+			}
+			continue
+		}
+		paths[r.OID] = path[len(m.dir):]
+		link, _ := os.Readlink(path)
+		if r.Attr.Mode != st.Mode || r.Attr.UID != st.Uid || r.Attr.Mtime != st.Mtim.Nano() || r.Target != link ||
+			st.Mode&unix.S_IFMT == unix.S_IFREG && r.Attr.Size != uint64(st.Size) || e.Version == 0 {
+			t.Fatalf("%q: %+v, %+v", path, e, st)
+		}
+		if strings.HasPrefix(r.Name, hex16(9)) && paths[r.Parent] == "/a" && (len(r.Xattrs) != 1 || string(r.Xattrs[0].Value) != "v") {
+			t.Fatalf("%q: %+v", path, r.Xattrs)
+		}
+	}
+	if seen != 1+2+600+3 {
+		t.Fatal(seen)
 	}
 }

@@ -26,10 +26,11 @@ type slot struct {
 	live   bool
 	opened bool
 	flags  p9.OpenFlags
-	qtype  p9.QIDType
+	qid    p9.QID
 	file   p9.File
-	place  *place // nil for a Concurrent File
-	top    *node  // with place: where ".." stays
+	place  *place  // nil for a Concurrent File
+	top    *node   // with place: where ".." stays
+	above  *p9.QID // without: where it stays, when the engine walked there to attach
 	user   *User
 	xattr  *xattr
 	dir    *dirState
@@ -43,7 +44,7 @@ func (sl *slot) free(alone bool) bool {
 	return !alone || sl.shared == 0
 }
 
-func (sl *slot) isDir() bool { return sl.qtype&p9.TypeDir != 0 }
+func (sl *slot) isDir() bool { return sl.qid.Type&p9.TypeDir != 0 }
 
 // rlock and lock give a File that is not Concurrent p9.File's read and write
 // guarantee.
@@ -85,11 +86,11 @@ func (sl *slot) rlockIO() bool {
 func (sl *slot) gone() bool { return sl.place != nil && sl.place.gone() }
 
 // set fills the slot with a file.
-func (sl *slot) set(f p9.File, pl *place, from *slot, t p9.QIDType) {
+func (sl *slot) set(f p9.File, pl *place, from *slot, q p9.QID) {
 	num, shared, excl, queue := sl.num, sl.shared, sl.excl, sl.queue
 	*sl = slot{
 		num: num, shared: shared, excl: excl, queue: queue,
-		live: true, file: f, place: pl, qtype: t, user: from.user, top: from.top,
+		live: true, file: f, place: pl, qid: q, user: from.user, top: from.top, above: from.above,
 	}
 }
 

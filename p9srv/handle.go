@@ -13,6 +13,9 @@ func (c *call) handle() error {
 	if c.a != nil && !c.a.live && c.typ != wire.TypeTattach {
 		return syscall.EBADF
 	}
+	if c.a != nil && c.a.xattr != nil && !forXattr(c.typ) {
+		return syscall.EBADF
+	}
 	switch c.typ {
 	case wire.TypeTauth:
 		// No authentication is asked for; clients take this for "go on without".
@@ -71,6 +74,11 @@ func (c *call) handle() error {
 	return syscall.EOPNOTSUPP
 }
 
+// forXattr says what a fid that is an extended attribute is good for.
+func forXattr(t wire.Type) bool {
+	return t == wire.TypeTread || t == wire.TypeTwrite || t == wire.TypeTclunk || t == wire.TypeTremove || t == wire.TypeTattach
+}
+
 // checkName refuses what is not the name of an entry that could be made or
 // removed.
 func checkName(name string) error {
@@ -88,7 +96,7 @@ func checkName(name string) error {
 // checkFolder refuses a fid that names cannot be changed in.
 func checkFolder(sl *slot) error {
 	switch {
-	case sl.xattr != nil:
+	case !sl.live || sl.xattr != nil:
 		return syscall.EBADF
 	case !sl.isDir():
 		return syscall.ENOTDIR

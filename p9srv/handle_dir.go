@@ -25,7 +25,7 @@ func (c *call) readdir() error {
 	}
 	sl := c.a
 	switch {
-	case !sl.opened || sl.xattr != nil:
+	case !sl.opened:
 		return syscall.EBADF
 	case !sl.isDir():
 		return syscall.ENOTDIR

@@ -18,9 +18,9 @@ func (c *call) open() error {
 	}
 	sl := c.a
 	switch {
-	case sl.opened || sl.xattr != nil:
+	case sl.opened:
 		return syscall.EBUSY
-	case sl.qtype&p9.TypeSymlink != 0:
+	case sl.qid.Type&p9.TypeSymlink != 0:
 		return syscall.ELOOP
 	case sl.isDir() && m.Flags.Mode() != p9.ReadOnly:
 		return syscall.EISDIR
@@ -67,7 +67,7 @@ func (c *call) create() error {
 	}
 	from := *sl
 	_ = closeFile(c.s.ctx, from.file, from.place)
-	sl.set(f, pl, &from, q.Type)
+	sl.set(f, pl, &from, q)
 	sl.opened, sl.flags = true, m.Flags
 	c.out = (&wire.Rlcreate{QID: q, IOUnit: iounit}).Append(c.out, c.tag)
 	return nil

@@ -32,9 +32,6 @@ func (c *call) setattr() error {
 	if err := m.Decode(c.body); err != nil {
 		return err
 	}
-	if c.a.xattr != nil {
-		return syscall.EBADF
-	}
 	m.Attr.Permissions &= permissions
 	if err := c.setAttr(c.a, m.Valid, m.Attr); err != nil {
 		return err
@@ -60,7 +57,7 @@ func (c *call) readlink() error {
 	if err := m.Decode(c.body); err != nil {
 		return err
 	}
-	if c.a.qtype&p9.TypeSymlink == 0 {
+	if c.a.qid.Type&p9.TypeSymlink == 0 {
 		return syscall.EINVAL
 	}
 	c.a.rlock()

@@ -118,12 +118,12 @@ func (c *call) unlink(pl *place, dir p9.File, name string, flags uint32) error {
 		return dir.UnlinkAt(name, flags)
 	}
 	// Many Files remove whatever has the name: look first.
-	q, f, _, attr, err := walkOne(dir, name)
+	q, f, err := walkOne(dir, name)
 	if err != nil {
 		return err
 	}
 	_ = f.Close()
-	folder := typeOf(q, attr)&p9.TypeDir != 0
+	folder := q.Type&p9.TypeDir != 0
 	switch wants := flags&wire.UnlinkRemoveDir != 0; {
 	case folder && !wants:
 		return syscall.EISDIR
@@ -200,7 +200,7 @@ func (c *call) rename() error {
 func (c *call) renameFid(name string) error {
 	f, to := c.a, c.b
 	switch {
-	case !to.live || f.xattr != nil:
+	case !to.live:
 		return syscall.EBADF
 	case !sameTree(f, to):
 		return syscall.EXDEV

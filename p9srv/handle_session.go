@@ -71,7 +71,8 @@ func (c *call) attach() error {
 	if err != nil {
 		return closeWith(err, f, nil)
 	}
-	root := slot{user: u, live: true, file: f, qtype: typeOf(qid, attr)}
+	qid.Type = typeOf(qid, attr)
+	root := slot{user: u, live: true, file: f, qid: qid}
 	if _, ok := f.(Concurrent); !ok {
 		root.place = c.s.srv.trees.attach(tree, f)
 		root.top = root.place.node
@@ -83,14 +84,16 @@ func (c *call) attach() error {
 			return closeWith(err, root.file, root.place)
 		}
 		_ = closeFile(c.ctx, root.file, root.place)
-		root.file, root.place, root.qtype, qid = w.file, w.place, w.qtype, w.qids[len(w.qids)-1]
+		root.file, root.place, root.qid = w.file, w.place, w.qid
 		if root.place != nil {
 			root.top = root.place.node
+		} else {
+			root.above = &w.qid
 		}
 	}
-	c.a.set(root.file, root.place, &root, root.qtype)
+	c.a.set(root.file, root.place, &root, root.qid)
 	c.s.srv.count.fids.Add(1)
-	c.out = (&wire.Rattach{QID: qid}).Append(c.out, c.tag)
+	c.out = (&wire.Rattach{QID: root.qid}).Append(c.out, c.tag)
 	return nil
 }
 

@@ -2,6 +2,7 @@ package p9srv
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -21,8 +22,6 @@ func (c *call) walk() error {
 	}
 	from, to := c.a, c.b
 	switch {
-	case from.xattr != nil:
-		return syscall.EBADF
 	case from == to && from.opened, from != to && to.live:
 		return syscall.EBUSY
 	}
@@ -37,9 +36,9 @@ func (c *call) walk() error {
 	if from == to {
 		user := *from
 		_ = closeFile(c.s.ctx, from.file, from.place)
-		to.set(w.file, w.place, &user, w.qtype)
+		to.set(w.file, w.place, &user, w.qid)
 	} else {
-		to.set(w.file, w.place, from, w.qtype)
+		to.set(w.file, w.place, from, w.qid)
 		c.s.srv.count.fids.Add(1)
 	}
 	c.out = (&wire.Rwalk{QIDs: w.qids}).Append(c.out, c.tag)
@@ -54,7 +53,7 @@ type walker struct {
 	qids  []p9.QID
 	file  p9.File
 	place *place
-	qtype p9.QIDType
+	qid   p9.QID // of where it is
 	err   error
 }
 
@@ -87,7 +86,7 @@ func checkNames(names []string) (int, error) {
 
 func (w *walker) run(names []string) {
 	n, bad := checkNames(names)
-	w.qtype = w.from.qtype
+	w.qid = w.from.qid
 	if len(names) > 0 && !w.from.isDir() {
 		w.err = syscall.ENOTDIR
 		return
@@ -112,41 +111,50 @@ func (w *walker) drop() {
 // names walks Concurrent Files.
 func (w *walker) names(names []string) {
 	f := w.c.file(w.from)
-	if wk, ok := f.(Walker); ok {
+	wk, ok := f.(Walker)
+	switch {
+	case w.from.above != nil && slices.Contains(names, ".."):
+		w.oneByOne(f, names)
+	case ok:
 		w.qids, w.file, w.err = wk.WalkNames(w.qids, names)
 		if w.err == nil && (w.file == nil || len(w.qids) != len(names)) {
 			w.err = syscall.ENOENT
 		}
-		if w.err != nil {
-			if w.file != nil {
-				w.drop()
-			}
-			return
+		if w.err != nil && w.file != nil {
+			w.drop()
 		}
 		if len(w.qids) > 0 {
-			w.qtype = w.qids[len(w.qids)-1].Type
+			w.qid = w.qids[len(w.qids)-1]
 		}
-		return
-	}
-	if len(names) == 0 {
+	case len(names) == 0:
 		_, w.file, w.err = f.Walk(nil)
-		return
+	default:
+		w.oneByOne(f, names)
 	}
+}
+
+// oneByOne walks names from f, which stays open.
+func (w *walker) oneByOne(f p9.File, names []string) {
 	for i, name := range names {
-		q, next, _, attr, err := walkOne(f, name)
+		var q p9.QID
+		var next p9.File
+		if name == ".." && w.from.above != nil && w.qid.Path == w.from.above.Path {
+			q = w.qid
+			_, next, w.err = f.Walk(nil)
+		} else {
+			q, next, w.err = walkOne(f, name)
+		}
 		if i > 0 {
 			_ = f.Close()
 		}
-		if err != nil {
-			w.err = err
+		if w.err != nil {
 			return
 		}
-		w.qids, w.qtype = append(w.qids, q), typeOf(q, attr)
-		if i == len(names)-1 {
+		w.qids, w.qid = append(w.qids, q), q
+		switch {
+		case i == len(names)-1:
 			w.file = next
-			return
-		}
-		if w.qtype&p9.TypeDir == 0 {
+		case q.Type&p9.TypeDir == 0:
 			_ = next.Close()
 			w.err = syscall.ENOTDIR
 			return
@@ -155,14 +163,20 @@ func (w *walker) names(names []string) {
 	}
 }
 
-// walkOne walks a name and finds out what is there.
-func walkOne(f p9.File, name string) (q p9.QID, next p9.File, valid p9.AttrMask, attr p9.Attr, err error) {
+// walkOne walks a name and finds out what is there: its QID has a type.
+func walkOne(f p9.File, name string) (q p9.QID, next p9.File, err error) {
+	q, next, _, err = walkMode(f, name)
+	return q, next, err
+}
+
+// walkMode is walkOne with the mode.
+func walkMode(f p9.File, name string) (p9.QID, p9.File, p9.FileMode, error) {
 	names := []string{name}
-	qids, next, valid, attr, err := f.WalkGetAttr(names)
+	qids, next, _, attr, err := f.WalkGetAttr(names)
 	if errors.Is(err, linux.ENOSYS) || errors.Is(err, syscall.ENOSYS) {
 		qids, next, err = f.Walk(names)
 		if err == nil {
-			_, valid, attr, err = next.GetAttr(p9.AttrMaskAll)
+			_, _, attr, err = next.GetAttr(p9.AttrMaskAll)
 			if err != nil {
 				_ = next.Close()
 			}
@@ -173,9 +187,10 @@ func walkOne(f p9.File, name string) (q p9.QID, next p9.File, valid p9.AttrMask,
 		err = syscall.EIO
 	}
 	if err != nil {
-		return p9.QID{}, nil, valid, attr, err
+		return p9.QID{}, nil, 0, err
 	}
-	return qids[0], next, valid, attr, nil
+	qids[0].Type = typeOf(qids[0], attr)
+	return qids[0], next, attr.Mode, nil
 }
 
 // places walks Files that are not Concurrent, one locked step at a time.
@@ -188,7 +203,7 @@ func (w *walker) places(names []string) {
 	var held *place // at, when it is ours
 	for i, name := range names {
 		last := i == len(names)-1
-		next, q, t, err := w.step(at, name)
+		next, q, err := w.step(at, name)
 		if held != nil {
 			_ = held.release(nil)
 		}
@@ -196,12 +211,12 @@ func (w *walker) places(names []string) {
 			w.err = err
 			return
 		}
-		w.qids, w.qtype = append(w.qids, q), t
+		w.qids, w.qid = append(w.qids, q), q
 		if last {
 			w.file, w.place = next.file, next
 			return
 		}
-		if t&p9.TypeDir == 0 {
+		if q.Type&p9.TypeDir == 0 {
 			_ = next.release(nil)
 			w.err = syscall.ENOTDIR
 			return
@@ -211,11 +226,11 @@ func (w *walker) places(names []string) {
 }
 
 // step walks one name from a place.
-func (w *walker) step(at *place, name string) (*place, p9.QID, p9.QIDType, error) {
+func (w *walker) step(at *place, name string) (*place, p9.QID, error) {
 	at.rlock()
 	defer at.runlock()
 	if at.gone() {
-		return nil, p9.QID{}, 0, syscall.ENOENT
+		return nil, p9.QID{}, syscall.ENOENT
 	}
 	if name == ".." {
 		up := at
@@ -224,21 +239,22 @@ func (w *walker) step(at *place, name string) (*place, p9.QID, p9.QIDType, error
 		}
 		_, f, err := up.file.Walk(nil)
 		if err != nil {
-			return nil, p9.QID{}, 0, err
+			return nil, p9.QID{}, err
 		}
 		q, _, attr, err := f.GetAttr(p9.AttrMaskAll)
 		if err != nil {
-			return nil, p9.QID{}, 0, closeWith(err, f, nil)
+			return nil, p9.QID{}, closeWith(err, f, nil)
 		}
-		return up.clone(f), q, typeOf(q, attr), nil
+		q.Type = typeOf(q, attr)
+		return up.clone(f), q, nil
 	}
-	q, f, _, attr, err := walkOne(at.file, name)
+	q, f, mode, err := walkMode(at.file, name)
 	if err != nil {
-		return nil, p9.QID{}, 0, err
+		return nil, p9.QID{}, err
 	}
 	pl := at.child(name, f)
-	pl.blocks = waits(attr.Mode)
-	return pl, q, typeOf(q, attr), nil
+	pl.blocks = waits(mode)
+	return pl, q, nil
 }
 
 // waits says that I/O on a file of this type may wait for somebody else.

@@ -31,8 +31,6 @@ func (c *call) xattrwalk() error {
 		return err
 	}
 	switch {
-	case c.a.xattr != nil:
-		return syscall.EBADF
 	case c.a == c.b || c.b.live:
 		return syscall.EBUSY
 	case strings.IndexByte(m.Name, 0) >= 0:
@@ -42,7 +40,7 @@ func (c *call) xattrwalk() error {
 	if err != nil {
 		return err
 	}
-	c.b.set(nil, nil, c.a, 0)
+	c.b.set(nil, nil, c.a, p9.QID{})
 	c.b.top = nil
 	c.b.xattr = &xattr{buf: v}
 	c.s.srv.count.fids.Add(1)
@@ -70,7 +68,7 @@ func (c *call) xattrcreate() error {
 		return err
 	}
 	switch {
-	case c.a.opened || c.a.xattr != nil:
+	case c.a.opened:
 		return syscall.EBUSY
 	case m.Name == "" || strings.IndexByte(m.Name, 0) >= 0:
 		return syscall.EINVAL

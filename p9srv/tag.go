@@ -154,6 +154,8 @@ func (s *session) runnable(r *request) {
 	s.runq = append(s.runq, r)
 	switch {
 	case s.idle > 0:
+		// It is woken for r: it does not count as idle for the next one.
+		s.idle--
 		s.work.Signal()
 	case s.workers < s.srv.fewWorkers:
 		s.addWorker()
@@ -198,7 +200,6 @@ func (s *session) worker() {
 			}
 			s.idle++
 			s.work.Wait()
-			s.idle--
 		}
 		r := s.runq[0]
 		s.runq[0] = nil

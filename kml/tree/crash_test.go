@@ -68,6 +68,8 @@ type worker struct {
 	dirs []kml.OID
 	site Site
 	seq  uint64
+	// quiet: print nothing
+	quiet bool
 }
 
 func (w *worker) name() string { return "n" + strconv.Itoa(w.rnd.IntN(8)) }
@@ -87,7 +89,7 @@ func (w *worker) step(i int) error {
 			if _, err = h.WriteAt(ctx, []byte(data), 0); err == nil {
 				err = h.Close()
 			}
-			if err == nil {
+			if err == nil && !w.quiet {
 				fmt.Printf("wrote %d %d %d\n", uint64(a.OID), len(data), i)
 			}
 		}

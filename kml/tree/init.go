@@ -42,9 +42,6 @@ func (t *Tree) begin() error {
 	if _, err := t.log.StartEpoch("init", id); err != nil {
 		return err
 	}
-	if err := t.adoptRoot(); err != nil {
-		return err
-	}
 	if err := t.importDir(t.ctx, t.opt.Progress); err != nil {
 		return err
 	}
@@ -57,8 +54,11 @@ func (t *Tree) begin() error {
 	return t.state.Update(func(f *Fileset) { f.Importing = false })
 }
 
-// adoptRoot gives the index the root folder, which no record makes.
+// adoptRoot gives a new index the root folder, which no record makes.
 func (t *Tree) adoptRoot() error {
+	if _, err := t.index.Get(kml.RootOID); !errors.Is(err, ErrNotFound) {
+		return err
+	}
 	var st unix.Statx_t
 	if err := unix.Statx(t.rootfd, "", unix.AT_EMPTY_PATH, statxMask, &st); err != nil {
 		return err

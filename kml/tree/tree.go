@@ -186,6 +186,9 @@ func (t *Tree) openParts() (err error) {
 	if t.index, err = t.openIndex(); err != nil {
 		return err
 	}
+	if err := t.adoptRoot(); err != nil {
+		return err
+	}
 	t.dirs = newDirCache(t.index, t.rootfd, 0)
 	t.locks = newLockTable()
 	return nil

@@ -247,7 +247,8 @@ func (m mountpoint) detach(ctx context.Context, lazy bool) error {
 	if m.direct {
 		flags := unix.UMOUNT_NOFOLLOW
 		if lazy {
-			flags |= unix.MNT_DETACH
+			// Force aborts the connection, also where fusectl is not mounted.
+			flags |= unix.MNT_DETACH | unix.MNT_FORCE
 		}
 		return unix.Unmount(m.path, flags)
 	}

@@ -273,15 +273,15 @@ func (c *call) reserve(n int) {
 	c.out, c.from = s.srv.bufs.get(n), 0
 }
 
-// bind is the File to operate on: bound to the request where it may wait.
-func (c *call) bind(f p9.File) p9.File {
+// file is what to operate on: bound to the request where it may wait.
+func (c *call) file(sl *slot) p9.File {
 	if c.ctx == nil {
-		return f
+		return sl.file
 	}
-	if b, ok := f.(Binder); ok {
+	if b, ok := sl.file.(Binder); ok {
 		return b.Bind(c.ctx)
 	}
-	return f
+	return sl.file
 }
 
 // inPlace says whether the call may run on the connection's goroutine. Its

@@ -40,7 +40,8 @@ func (c *call) xattrwalk() error {
 	if err != nil {
 		return err
 	}
-	c.b.set(nil, nil, &fidState{user: c.a.user}, p9.QID{})
+	c.b.set(nil, nil, c.a, p9.QID{})
+	c.b.top = nil
 	c.b.xattr = &xattr{buf: v}
 	c.s.srv.count.fids.Add(1)
 	c.out = (&wire.Rxattrwalk{Size: uint64(len(v))}).Append(c.out, c.tag)
@@ -50,7 +51,7 @@ func (c *call) xattrwalk() error {
 func (c *call) xattrValue(name string) ([]byte, error) {
 	c.a.rlock()
 	defer c.a.runlock()
-	f := c.bind(c.a.file)
+	f := c.file(c.a)
 	if name != "" {
 		return f.GetXattr(name)
 	}
@@ -130,7 +131,7 @@ func (c *call) storeXattr() error {
 	if c.a.gone() {
 		return syscall.ENOENT
 	}
-	f := c.bind(c.a.file)
+	f := c.file(c.a)
 	if x.size == 0 && x.flags == p9.XattrReplace {
 		return f.RemoveXattr(x.name)
 	}

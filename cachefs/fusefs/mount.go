@@ -247,8 +247,7 @@ func (m mountpoint) detach(ctx context.Context, lazy bool) error {
 	if m.direct {
 		flags := unix.UMOUNT_NOFOLLOW
 		if lazy {
-			// Force aborts the connection, also where fusectl is not mounted.
-			flags |= unix.MNT_DETACH | unix.MNT_FORCE
+			flags |= unix.MNT_DETACH
 		}
 		return unix.Unmount(m.path, flags)
 	}

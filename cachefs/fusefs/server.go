@@ -66,7 +66,6 @@ func Mount(ctx context.Context, mnt string, fs tree.FS, o Options) (*Server, err
 		_, _ = point.unmount(ctx)
 		return nil, fmt.Errorf("%s: %w", mnt, err)
 	}
-	// The mount outlives the call that makes it: Close ends this context.
 	base, quit := context.WithCancel(tree.WithDoor(context.Background(), o.Door))
 	s := &Server{point: point, quit: quit, done: make(chan struct{})}
 	s.raw = newRaw(base, fs, o, dev)
@@ -119,8 +118,7 @@ func (s *Server) Wait() { <-s.done }
 // Close unmounts, ends the connection and waits until everything opened
 // through the mount is closed. A mount in use for longer than some tenths of a
 // second, or at the end of ctx, is detached lazily, and the error is a
-// *BusyError; when that cannot end the connection (not root, and no fusectl),
-// Close waits for the programs in it until ctx ends. Calls after the first wait for it and return the same.
+// *BusyError. Calls after the first wait for it and return the same.
 func (s *Server) Close(ctx context.Context) error {
 	s.closeOnce.Do(func() { s.closeErr = s.shut(ctx) })
 	return s.closeErr
@@ -138,17 +136,8 @@ func (s *Server) shut(ctx context.Context) error {
 			return err
 		}
 	}
-	if !lazy {
-		<-s.done
-		return err
-	}
-	// As a user, and without fusectl, nothing could abort the connection: then
-	// it ends with the last program in it, or with this process.
-	select {
-	case <-s.done:
-	case <-ctx.Done():
-	}
-	if err == nil {
+	<-s.done
+	if lazy && err == nil {
 		err = &BusyError{Path: s.point.path}
 	}
 	return err

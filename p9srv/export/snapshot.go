@@ -113,7 +113,13 @@ func (h *snapshotHandle) walk() {
 		return h.send(full)
 	}
 	_, err := h.j.t.Snapshot(h.ctx, q.OID, q.Depth,
-		func(p kml.Position) error { return add(&feed.SnapBegin{Position: p, OID: q.OID}) },
+		func(p kml.Position) error {
+			crc, err := h.j.t.Log().CRCAt(p)
+			if err != nil {
+				return err
+			}
+			return add(&feed.SnapBegin{Position: p, OID: q.OID, CRC: crc})
+		},
 		func(e tree.SnapshotEntry) error {
 			count++
 			return add(&feed.Entry{Record: e.Record, Version: e.Version, DataVersion: e.DataVersion})

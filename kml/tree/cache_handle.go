@@ -3,6 +3,7 @@ package tree
 import (
 	"context"
 	"errors"
+	"os"
 	"sync"
 	"syscall"
 
@@ -427,10 +428,10 @@ func (c *Cache) Truncate(ctx context.Context, cred *Cred, oid kml.OID, h Handle,
 	return c.truncateObject(ctx, cred, oid, h, size)
 }
 
-// SetLocalTimes gives bytes that are open-dirty their times: the store that is
-// cut next carries them, so no record is needed. ok is false when the object is
-// not open-dirty.
-func (c *Cache) SetLocalTimes(oid kml.OID, atime, mtime int64) (ok bool, err error) {
+// SetLocalMtime gives bytes that are open-dirty their modification time: the
+// store that is cut next carries it, so no record is needed. ok is false when
+// the object is not open-dirty.
+func (c *Cache) SetLocalMtime(oid kml.OID, mtime int64) (ok bool, err error) {
 	o := c.objects.find(oid)
 	if o == nil {
 		return false, nil
@@ -441,11 +442,21 @@ func (c *Cache) SetLocalTimes(oid kml.OID, atime, mtime int64) (ok bool, err err
 	if !o.dirty {
 		return false, nil
 	}
-	ts := []unix.Timespec{timespec(atime), timespec(mtime)}
+	ts := []unix.Timespec{timespec(utimeOmit), timespec(mtime)}
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, c.localPath(oid), ts, 0); err != nil {
 		return true, err
 	}
 	o.writes.Add(1)
 	c.watch.emit(Change{Kind: ChangeAttr, OID: oid})
 	return true, nil
+}
+
+// LinkVersion gives the whole contents of a version another name; ErrNotExist
+// when they are not here.
+func (c *Cache) LinkVersion(oid kml.OID, v kml.Position, path string) error {
+	obj, err := c.index.Load().Get(oid)
+	if err != nil || obj.DataVersion != v || !obj.Whole {
+		return os.ErrNotExist
+	}
+	return os.Link(c.objectPath(oid, v), path)
 }

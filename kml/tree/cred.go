@@ -76,3 +76,10 @@ func wear(uid, gid uint32, groups []uint32) error {
 	}
 	return nil
 }
+
+// Author is whom a record of c's names.
+func (c *Cred) Author() (uid, gid uint32) { return c.author() }
+
+// May checks by owner, group and mode whether c has the rights (unix.R_OK, W_OK,
+// X_OK) on o, where no kernel has checked. Access lists are not looked at.
+func (c *Cred) May(o *Object, rights uint32) error { return c.may(o, rights) }

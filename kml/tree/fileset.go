@@ -362,3 +362,21 @@ func (s *State) Close() error {
 	s.lock = nil
 	return err
 }
+
+// AboveCounter makes the next oid's counter higher than n: the master has seen
+// that one of ours.
+func (s *State) AboveCounter(n uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n < s.next {
+		return nil
+	}
+	old := s.fs.CounterReserved
+	s.fs.CounterReserved = max(old, n+1)
+	if err := s.save(); err != nil {
+		s.fs.CounterReserved = old
+		return err
+	}
+	s.next = n + 1
+	return nil
+}

@@ -326,3 +326,7 @@ func (t *Tree) now() time.Time {
 	}
 	return time.Now()
 }
+
+// JournaledXattr is false for attributes that belong to the host and not to the
+// tree: a client has none of them.
+func JournaledXattr(name string) bool { return journaledXattr(name) }

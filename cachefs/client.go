@@ -1,0 +1,206 @@
+package cachefs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/mezzofs/mezzo/kml"
+	"github.com/mezzofs/mezzo/kml/tree"
+)
+
+// Options tune a Client. Dir and Addr must be set.
+type Options struct {
+	// Dir is the cache's folder; it is made if it does not exist. It belongs to
+	// one master's fileset, whose changes of this host wait in it.
+	Dir string
+	// Addr is the master: unix!PATH, tcp!HOST!PORT, /path or host:port.
+	Addr string
+	// Host names this installation, in the master's table and in conflict
+	// copies; "" is the host's name.
+	Host string
+	// Uname and UID are who attaches; "" is the user of the process.
+	Uname string
+	// Logger takes changes of state; nil is silence.
+	Logger *slog.Logger
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+	// Dead is after how long without a word from the master the link counts as
+	// dead; 0 is 6 s. The master says something every 2 s.
+	Dead time.Duration
+	// Grace is how long after losing the link operations that need the master
+	// wait for it to come back before they fail; 0 is 1 s.
+	Grace time.Duration
+	// Answer is how long an operation that was sent waits for a lost link to
+	// come back with its outcome; 0 is 5 s.
+	Answer time.Duration
+	// Retry is the longest pause between attempts to connect; 0 is 5 s.
+	Retry time.Duration
+	// WholeMax, StoreIdle and StoreBusy are the cache's, see tree.CacheOptions.
+	WholeMax             uint64
+	StoreIdle, StoreBusy time.Duration
+
+	dial dialer // nil: p9srv/client
+}
+
+func (o *Options) fill() error {
+	if o.Dir == "" || o.Addr == "" {
+		return errors.New("a client needs a folder for its cache and the address of its master")
+	}
+	if o.Host == "" {
+		h, err := os.Hostname()
+		if err != nil {
+			return err
+		}
+		o.Host = h
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	def := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	def(&o.Dead, 6*time.Second)
+	def(&o.Grace, time.Second)
+	def(&o.Answer, 5*time.Second)
+	def(&o.Retry, 5*time.Second)
+	if o.dial == nil {
+		o.dial = dial9P
+	}
+	return nil
+}
+
+// Client is a caching client of one master. It is a tree.FS. While it follows
+// the master everything it answers is the tree as of its position; when the
+// master is away what is present goes on being read, and what was written to
+// open files is kept and sent later.
+type Client struct {
+	o     Options
+	log   *slog.Logger
+	cache *tree.Cache
+	out   *outbox
+	push  pusher
+	lists flights
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	closed sync.Once
+	endErr error
+
+	mu      sync.Mutex // guards what follows
+	state   State
+	up      *upstream     // nil unless connected
+	changed chan struct{} // closed when state changes
+	lost    time.Time     // when the link was lost
+	why     error         // why there is none
+	heard   time.Time
+	end     kml.Position // of the master's log, as last heard
+	durable kml.Position
+	notes   []Note
+}
+
+var (
+	_ tree.FS       = (*Client)(nil)
+	_ tree.Upstream = (*Client)(nil)
+)
+
+// Open opens the cache and connects to its master. With a cache that was used
+// before a master that cannot be reached is no error: what is present can be
+// read, and the client goes on trying. ctx bounds the opening, not the client.
+func Open(ctx context.Context, o Options) (*Client, error) {
+	if err := o.fill(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	c := &Client{o: o, log: o.Logger, state: Disconnected, changed: make(chan struct{})}
+	// The client lives until Close, whatever the context of who opened it.
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	var err error
+	c.cache, err = tree.OpenCache(o.Dir, tree.CacheOptions{Upstream: c, Now: o.Now, Logger: o.Logger, WholeMax: o.WholeMax,
+		StoreIdle: o.StoreIdle, StoreBusy: o.StoreBusy})
+	if err != nil {
+		return nil, err
+	}
+	c.push.init()
+	if c.out, err = openOutbox(c.cache.State().Path("outbox")); err != nil {
+		return nil, errors.Join(err, c.cache.Close())
+	}
+	c.restore()
+	used := c.cache.State().Fileset().Upstream != ""
+	up, err := c.connect(ctx)
+	if err != nil && (!used || permanent(err)) {
+		c.cancel()
+		return nil, errors.Join(err, c.out.close(), c.cache.Close())
+	}
+	if err != nil {
+		c.log.Warn("master cannot be reached; what is cached can be read", "addr", o.Addr, "err", err)
+		c.why = err
+	} else {
+		c.connected(up)
+	}
+	c.wg.Go(func() { c.run(up) })
+	c.wg.Go(c.pushLoop)
+	return c, nil
+}
+
+// Close sends what is left, as long as ctx allows and the master is there, and
+// closes the cache. What could not be sent is sent by the next run. It may be
+// called twice; handles must be closed before.
+func (c *Client) Close(ctx context.Context) error {
+	c.closed.Do(func() {
+		err := c.cache.CutAll()
+		if c.State() == Connected {
+			if e := c.drain(ctx); e != nil && !errors.Is(e, syscall.EHOSTDOWN) && !errors.Is(e, context.DeadlineExceeded) {
+				err = errors.Join(err, e)
+			}
+		}
+		c.cancel()
+		if up := c.current(); up != nil {
+			up.close()
+		}
+		c.wg.Wait()
+		c.freezeAll()
+		c.endErr = errors.Join(err, c.out.close(), c.cache.Close())
+	})
+	return c.endErr
+}
+
+// Cache is the tree below, for tests and tools.
+func (c *Client) Cache() *tree.Cache { return c.cache }
+
+// Note is something a person should know: a change that the master refused.
+type Note struct {
+	Time time.Time
+	Text string
+}
+
+func (n Note) String() string {
+	return n.Time.UTC().Format(time.RFC3339) + " " + strings.ReplaceAll(n.Text, "\n", " ")
+}
+
+const maxNotes = 100
+
+func (c *Client) note(format string, args ...any) {
+	n := Note{c.o.Now(), fmt.Sprintf(format, args...)}
+	c.log.Warn("a change made here was refused", "err", n.Text)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.notes) == maxNotes {
+		c.notes = c.notes[1:]
+	}
+	c.notes = append(c.notes, n)
+}

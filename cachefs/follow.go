@@ -1,0 +1,96 @@
+package cachefs
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/mezzofs/mezzo/kml"
+	"github.com/mezzofs/mezzo/kml/feed"
+	"github.com/mezzofs/mezzo/kml/tree"
+)
+
+// follow applies the master's records in order until the link ends, and says
+// why it did. Silence for longer than Dead is an end.
+func (c *Client) follow(up *upstream) error {
+	var buf []byte
+	for {
+		ctx, cancel := context.WithTimeout(up.ctx, c.o.Dead)
+		m, err := up.feed.next(ctx)
+		quiet := ctx.Err() != nil && up.ctx.Err() == nil
+		cancel()
+		if quiet && err != nil {
+			return fmt.Errorf("nothing was heard for %v", c.o.Dead)
+		}
+		if err != nil {
+			return err
+		}
+		switch m := m.(type) {
+		case *feed.Record:
+			buf, err = c.apply(m.Record, buf)
+		case *feed.RecordData:
+			buf, err = c.apply(m.Record, buf)
+		case *feed.Heartbeat:
+			c.heartbeat(m)
+		case *feed.Changing:
+		case *feed.Failure:
+			err = m
+		default:
+			err = unexpected(m, "a record")
+		}
+		if err != nil {
+			return err
+		}
+		c.caughtUp(up)
+	}
+}
+
+// apply brings the cache over one record. The chain's CRC is this client's
+// claim to have followed this very history.
+func (c *Client) apply(r *kml.Record, buf []byte) ([]byte, error) {
+	_, crc := c.cache.Cursor()
+	buf, crc, err := kml.AppendRecord(buf[:0], r, crc)
+	if err != nil {
+		return buf, fmt.Errorf("record %v: %w", r.Pos, err)
+	}
+	e := c.push.mine(r.Origin, c.cache.State().Fileset().Site)
+	var door tree.Door
+	if e != nil {
+		door = e.door
+	}
+	if err := c.cache.Apply(r, crc, door); err != nil {
+		return buf, err
+	}
+	if e != nil {
+		c.push.returned(e, r.Pos)
+		if r.Op == kml.OpStore {
+			// The cache has the bytes as a version's by now.
+			_ = os.Remove(c.out.data(r.Origin.Seq))
+		}
+	}
+	c.mu.Lock()
+	c.end = max(c.end, r.Pos)
+	c.heard = c.o.Now()
+	c.mu.Unlock()
+	return buf, nil
+}
+
+func (c *Client) heartbeat(h *feed.Heartbeat) {
+	c.mu.Lock()
+	c.end, c.durable, c.heard = max(c.end, h.End), h.Durable, c.o.Now()
+	c.mu.Unlock()
+	c.prune(h.Durable)
+}
+
+// caughtUp notes that the client has what the master had when the link began.
+func (c *Client) caughtUp(up *upstream) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != CatchingUp || c.up != up {
+		return
+	}
+	if at, _ := c.cache.Cursor(); at >= up.greet.End {
+		c.set(Connected, up)
+		c.log.Info("caught up with the master", "addr", c.o.Addr)
+	}
+}

@@ -1,0 +1,409 @@
+package cachefs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+	"github.com/mezzofs/mezzo/kml/feed"
+	"github.com/mezzofs/mezzo/kml/tree"
+)
+
+// link is one 9P connection, attached to the root of a master's tree. Its
+// methods may be called at the same time. Errors that the server answered with
+// are syscall.Errno; any other means that the connection is of no use.
+type link interface {
+	// Open opens the file at names below the journal extension's folder.
+	Open(ctx context.Context, flags int, names ...string) (linkFile, error)
+	// Create makes and opens a file in a folder of the journal extension.
+	Create(ctx context.Context, flags int, names ...string) (linkFile, error)
+	Statfs(ctx context.Context) (tree.Statfs, error)
+	Close() error
+}
+
+// linkFile is an open file at the master. ReadAt gives what one or more reads
+// bring: all of p unless the file ends, or on a stream what there is.
+type linkFile interface {
+	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
+	// ReadOnce is a single read.
+	ReadOnce(ctx context.Context, p []byte, off int64) (int, error)
+	WriteAt(ctx context.Context, p []byte, off int64) (int, error)
+	Stat(ctx context.Context) (size, dataVersion uint64, err error)
+	Close() error
+}
+
+// dialer makes a link.
+type dialer func(ctx context.Context, o *Options) (link, error)
+
+// upstream is the client's link: one connection for what waits (feed, reint),
+// one for everything else.
+type upstream struct {
+	o       *Options
+	streams link
+	calls   link
+	feed    *stream
+	reint   *stream
+	greet   feed.Greeting
+	welcome feed.Welcome
+
+	ctx    context.Context // ends with the link
+	cancel context.CancelFunc
+	once   sync.Once
+}
+
+// Errors of connecting that trying again will not mend.
+var (
+	// ErrNotMezzo is a 9P server without the journal extension.
+	ErrNotMezzo = errors.New("is a 9P server without the journal extension")
+	// ErrNotAllowed is a master that does not let this user follow.
+	ErrNotAllowed = errors.New("does not let this user follow it")
+	// ErrNot9P is something that does not speak 9P2000.L.
+	ErrNot9P = errors.New("is not a 9P2000.L server")
+)
+
+func permanent(err error) bool {
+	return errors.Is(err, ErrNotMezzo) || errors.Is(err, ErrNotAllowed) || errors.Is(err, ErrNot9P) || errors.Is(err, kml.ErrNewer)
+}
+
+// mountLine is how a kernel mounts addr without Mezzo's help.
+func mountLine(addr string) string {
+	if path, ok := unixPath(addr); ok {
+		return fmt.Sprintf("mount -t 9p -o trans=unix,version=9p2000.L,cache=none %s MNT", path)
+	}
+	host, port := tcpHostPort(addr)
+	return fmt.Sprintf("mount -t 9p -o trans=tcp,port=%s,version=9p2000.L,cache=none %s MNT", port, host)
+}
+
+func unixPath(addr string) (string, bool) {
+	if p, ok := strings.CutPrefix(addr, "unix!"); ok {
+		return p, true
+	}
+	return addr, strings.HasPrefix(addr, "/")
+}
+
+func tcpHostPort(addr string) (host, port string) {
+	if p, ok := strings.CutPrefix(addr, "tcp!"); ok {
+		if i := strings.LastIndexByte(p, '!'); i >= 0 {
+			return p[:i], p[i+1:]
+		}
+	}
+	if i := strings.LastIndexByte(addr, ':'); i >= 0 {
+		return strings.Trim(addr[:i], "[]"), addr[i+1:]
+	}
+	return addr, "564"
+}
+
+// setupTime bounds each step of connecting.
+const setupTime = 5 * time.Second
+
+// connect dials, brings a cache that cannot go on from where it is back to a
+// beginning, and opens feed and reint.
+func (c *Client) connect(ctx context.Context) (_ *upstream, err error) {
+	up := &upstream{o: &c.o}
+	up.ctx, up.cancel = context.WithCancel(c.ctx)
+	defer func() {
+		if err != nil {
+			up.close()
+			err = c.explain(err)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, 4*setupTime)
+	defer cancel()
+	if up.streams, err = c.o.dial(ctx, &c.o); err != nil {
+		return nil, err
+	}
+	if up.calls, err = c.o.dial(ctx, &c.o); err != nil {
+		return nil, err
+	}
+	if err := c.openFeed(ctx, up); err != nil {
+		return nil, err
+	}
+	if err := c.openReint(ctx, up); err != nil {
+		return nil, err
+	}
+	return up, nil
+}
+
+// explain names the address and the remedy.
+func (c *Client) explain(err error) error {
+	addr := c.o.Addr
+	var f *feed.Failure
+	switch {
+	case errors.As(err, &f) && f.Code == feed.CodeNotAllowed, errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return fmt.Errorf("%s: %w: %w; let it on the master (serve --allow), or mount it with: %s", addr, ErrNotAllowed, err, mountLine(addr))
+	case errors.Is(err, ErrNotMezzo):
+		return fmt.Errorf("%s: %w; mount it with: %s", addr, err, mountLine(addr))
+	case errors.Is(err, ErrNot9P):
+		return fmt.Errorf("%s: %w", addr, err)
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOENT):
+		return fmt.Errorf("%s: nobody listens there: %w; start the master with: mezzo serve DIR --listen %s", addr, err, addr)
+	}
+	return fmt.Errorf("%s: %w", addr, err)
+}
+
+// open opens a file of the journal extension; a server that has none is
+// ErrNotMezzo.
+func (u *upstream) open(ctx context.Context, l link, flags int, names ...string) (linkFile, error) {
+	f, err := l.Open(ctx, flags, names...)
+	if errors.Is(err, syscall.ENOENT) && len(names) == 1 {
+		return nil, fmt.Errorf("%w (%s/%s: %v)", ErrNotMezzo, tree.ExtDirName, names[0], err)
+	}
+	return f, err
+}
+
+// openFeed follows from the cache's cursor. Where the master does not have that
+// position in its history, or not any more, the cache starts again from a
+// snapshot; so does a new one.
+func (c *Client) openFeed(ctx context.Context, up *upstream) error {
+	for try := 0; ; try++ {
+		pos, crc := c.cache.Cursor()
+		if pos == 0 || try > 0 {
+			var err error
+			if pos, crc, err = c.startOver(ctx, up); err != nil {
+				return err
+			}
+		}
+		err := up.follow(ctx, pos, crc)
+		var f *feed.Failure
+		switch {
+		case err == nil && c.sameFileset(up):
+			return c.remember(up)
+		case err == nil && try < 3:
+			if err := c.otherFileset(up); err != nil {
+				return err
+			}
+		case errors.As(err, &f) && (f.Code == feed.CodeHistoryCut || f.Code == feed.CodeTruncated) && try < 3:
+			c.log.Warn("the master's history is not the one that was followed; what is clean is fetched again", "addr", c.o.Addr, "err", err)
+		case err == nil:
+			return fmt.Errorf("fileset changes with every look: %w", syscall.EIO)
+		default:
+			return err
+		}
+		if up.feed != nil {
+			up.feed.close()
+		}
+	}
+}
+
+// follow opens the feed behind a position.
+func (u *upstream) follow(ctx context.Context, pos kml.Position, crc uint32) error {
+	f, err := u.open(ctx, u.streams, unix.O_RDWR, "feed")
+	if err != nil {
+		return err
+	}
+	s := &stream{f: f}
+	if err := s.write(ctx, []byte(feed.Request{From: pos, CRC: crc}.String())); err != nil {
+		return errors.Join(err, s.close())
+	}
+	m, err := s.next(ctx)
+	if err == nil {
+		g, ok := m.(*feed.Greeting)
+		if ok && g.Version == feed.Version {
+			u.feed, u.greet = s, *g
+			return nil
+		}
+		err = unexpected(m, "a greeting")
+	}
+	s.close()
+	return err
+}
+
+func unexpected(m feed.Message, want string) error {
+	switch m := m.(type) {
+	case *feed.Failure:
+		return m
+	case *feed.Greeting:
+		return fmt.Errorf("the master speaks version %d of the protocol, this is %d: %w", m.Version, feed.Version, kml.ErrNewer)
+	}
+	return fmt.Errorf("%T where %s is due: %w", m, want, feed.ErrFrame)
+}
+
+func (c *Client) sameFileset(up *upstream) bool {
+	fs := c.cache.State().Fileset()
+	return fs.Upstream == "" || fs.UUID == up.greet.Fileset
+}
+
+// remember keeps whose cache this is.
+func (c *Client) remember(up *upstream) error {
+	fs := c.cache.State().Fileset()
+	if fs.UUID == up.greet.Fileset && fs.Upstream == c.o.Addr && fs.Epoch == up.greet.Epoch {
+		return nil
+	}
+	return c.cache.State().Update(func(f *tree.Fileset) {
+		f.UUID, f.Upstream, f.Epoch = up.greet.Fileset, c.o.Addr, up.greet.Epoch
+	})
+}
+
+// otherFileset makes the cache one of another fileset: what was not sent to the
+// old one is kept aside.
+func (c *Client) otherFileset(up *upstream) error {
+	fs := c.cache.State().Fileset()
+	c.log.Warn("another fileset is served there; the cache starts anew", "addr", c.o.Addr, "fileset", up.greet.Fileset, "was", fs.UUID)
+	if err := c.setAsideAll("made for fileset " + fs.UUID); err != nil {
+		return err
+	}
+	return c.cache.State().Update(func(f *tree.Fileset) {
+		f.UUID, f.Upstream, f.Site, f.Key = up.greet.Fileset, "", 0, ""
+	})
+}
+
+// openReint begins the session in which this site's changes are sent.
+func (c *Client) openReint(ctx context.Context, up *upstream) error {
+	f, err := up.open(ctx, up.streams, unix.O_RDWR, "reint")
+	if err != nil {
+		return err
+	}
+	s := &stream{f: f}
+	up.reint = s
+	fs := c.cache.State().Fileset()
+	hello := &feed.Hello{Version: feed.Version, Site: fs.Site, Key: fs.Key, Host: c.o.Host, Known: c.out.known()}
+	b, err := feed.Append(nil, hello)
+	if err != nil {
+		return err
+	}
+	if err := s.write(ctx, b); err != nil {
+		return err
+	}
+	m, err := s.next(ctx)
+	if err != nil {
+		return err
+	}
+	w, ok := m.(*feed.Welcome)
+	if !ok {
+		return unexpected(m, "a welcome")
+	}
+	up.welcome = *w
+	// Number and key are kept before they are used.
+	if err := c.cache.State().Update(func(f *tree.Fileset) { f.Site, f.Key = w.Site, w.Key }); err != nil {
+		return err
+	}
+	if err := c.cache.State().AboveCounter(w.MaxCounter); err != nil {
+		return err
+	}
+	if err := c.out.above(w.LastSeq); err != nil {
+		return err
+	}
+	if fs.Site != 0 && fs.Site != w.Site {
+		c.log.Warn("the master takes this cache for a copy and gave it a site number of its own", "site", w.Site, "was", fs.Site)
+		return c.renumber(w.Site)
+	}
+	c.lostByMaster(w.LastSeq)
+	return nil
+}
+
+// close ends the link and everything that waits on it.
+func (u *upstream) close() {
+	u.once.Do(func() {
+		u.cancel()
+		if u.streams != nil {
+			u.streams.Close()
+		}
+		if u.calls != nil {
+			u.calls.Close()
+		}
+	})
+}
+
+// bind is ctx, ended by the link's end too.
+func (u *upstream) bind(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(u.ctx, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+	}
+}
+
+// down makes EHOSTDOWN of what is not the master's answer but the want of one.
+func (u *upstream) down(ctx context.Context, err error) error {
+	var errno syscall.Errno
+	switch {
+	case err == nil || errors.As(err, &errno):
+		return err
+	case ctx.Err() != nil && u.ctx.Err() == nil:
+		return ctx.Err()
+	}
+	return fmt.Errorf("%w: %w", syscall.EHOSTDOWN, err)
+}
+
+// stream reads frames from a file that is read by offset, and writes them.
+type stream struct {
+	f   linkFile
+	dec feed.Decoder
+	buf []byte
+	in  int64
+	out int64
+}
+
+// write writes all of b.
+func (s *stream) write(ctx context.Context, b []byte) error {
+	for len(b) > 0 {
+		n, err := s.f.WriteAt(ctx, b, s.out)
+		if errors.Is(err, syscall.EINTR) && ctx.Err() == nil {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return fmt.Errorf("write at %d took nothing: %w", s.out, syscall.EIO)
+		}
+		s.out += int64(n)
+		b = b[n:]
+	}
+	return nil
+}
+
+var errStreamEnd = errors.New("the master ended the stream")
+
+// next is the next message; it waits until ctx ends.
+func (s *stream) next(ctx context.Context) (feed.Message, error) {
+	for {
+		f, ok, err := s.dec.Next()
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			m, err := f.Message()
+			if err != nil || m != nil {
+				return m, err
+			}
+			continue
+		}
+		if err := s.fill(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// fill reads what there is. A read that was interrupted is asked for again at
+// the same offset and loses nothing.
+func (s *stream) fill(ctx context.Context) error {
+	if s.buf == nil {
+		s.buf = make([]byte, 128<<10)
+	}
+	for {
+		n, err := s.f.ReadOnce(ctx, s.buf, s.in)
+		if errors.Is(err, syscall.EINTR) && ctx.Err() == nil {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return errStreamEnd
+		}
+		s.in += int64(n)
+		_, err = s.dec.Write(s.buf[:n])
+		return err
+	}
+}
+
+func (s *stream) close() error { return s.f.Close() }

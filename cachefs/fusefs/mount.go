@@ -247,7 +247,9 @@ func (m mountpoint) detach(ctx context.Context, lazy bool) error {
 	if m.direct {
 		flags := unix.UMOUNT_NOFOLLOW
 		if lazy {
-			flags |= unix.MNT_DETACH
+			// MNT_FORCE is FUSE's way to end a connection where fusectl is
+			// not mounted; see abort.
+			flags |= unix.MNT_DETACH | unix.MNT_FORCE
 		}
 		return unix.Unmount(m.path, flags)
 	}
@@ -266,12 +268,17 @@ func (m mountpoint) detach(ctx context.Context, lazy bool) error {
 	return nil
 }
 
-// abort ends the connection through fusectl: every request in flight and every
-// open file of it fails from then on. The mounting user may do it.
+// abort ends the connection: every request in flight and every open file of it
+// fails from then on. A forced unmount has done it already; fusectl does it for
+// the user who mounted, where it is mounted.
 func (m mountpoint) abort() error {
 	p := fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", m.dev)
-	if err := os.WriteFile(p, []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%s: %w", p, err)
+	err := os.WriteFile(p, []byte("1"), 0)
+	if errors.Is(err, os.ErrNotExist) {
+		if m.direct && m.mounted() {
+			return m.detach(context.Background(), true)
+		}
+		return nil
 	}
-	return nil
+	return err
 }

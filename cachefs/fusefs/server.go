@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -129,11 +130,17 @@ func (s *Server) shut(ctx context.Context) error {
 	if lazy || err != nil {
 		// Somebody holds the mount, or waits in it: nothing else ends that.
 		s.quit()
-		if aerr := s.point.abort(); aerr != nil {
-			if err == nil {
-				err = aerr
-			}
-			return err
+		err = errors.Join(err, s.point.abort())
+	}
+	if err != nil || lazy && !s.point.direct {
+		// Without fusectl only the process's end takes the mount from a user
+		// who holds it.
+		ctx, cancel := context.WithTimeout(context.Background(), lastWait)
+		defer cancel()
+		select {
+		case <-s.done:
+		case <-ctx.Done():
+			return errors.Join(err, &BusyError{Path: s.point.path})
 		}
 	}
 	<-s.done
@@ -142,3 +149,7 @@ func (s *Server) shut(ctx context.Context) error {
 	}
 	return err
 }
+
+// lastWait is how long Close waits for a connection that it may not have been
+// able to end.
+const lastWait = 2 * time.Second

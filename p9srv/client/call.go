@@ -17,7 +17,12 @@ import (
 const (
 	flushBit wire.Tag = 0x8000
 	probeTag wire.Tag = 0xfff0
-	probeOld wire.Tag = 0x7ff0 // never in use: maxRequests is below
+	probeOld wire.Tag = 0x7ff0 // never in use: maxTags is below
+
+	maxTags = 0x7000
+
+	// quarantine is how long a flushed tag is not used again.
+	quarantine = 250 * time.Millisecond
 )
 
 // What has become of a call. Whoever moves it from waiting owns its result.
@@ -44,7 +49,8 @@ type slot struct {
 	fid      wire.FID  // as in call
 	flushing bool      // a Tflush is out: the tag is not free before its Rflush
 	// flushed: Rflush came without the answer. Servers exist that send the
-	// answer behind it, so one such answer is taken and dropped.
+	// answer behind it (hugelgupf/p9), so for the time of a quarantine one such
+	// answer is taken and dropped, and the tag not used again.
 	flushed bool
 }
 
@@ -65,16 +71,16 @@ func (c *Conn) roundTrip(ctx context.Context, r request) error {
 	if err := ctx.Err(); err != nil && !r.keep {
 		return context.Cause(ctx)
 	}
-	tag, err := c.takeTag(ctx, r.keep)
-	if err != nil {
+	if err := c.enter(ctx, r.keep); err != nil {
 		return err
 	}
 	if err := c.waitDrained(ctx, r.keep); err != nil {
-		c.free <- tag
+		c.leave()
 		return err
 	}
 	k := &call{resp: r.resp, dst: r.dst, fid: r.fid, done: make(chan struct{}, 1)}
-	if err := c.send(tag, k, r.msg); err != nil {
+	tag, err := c.send(k, r.msg)
+	if err != nil {
 		return err
 	}
 	select {
@@ -97,24 +103,38 @@ func (c *Conn) roundTrip(ctx context.Context, r request) error {
 	return k.err
 }
 
-func (c *Conn) takeTag(ctx context.Context, keep bool) (wire.Tag, error) {
-	select {
-	case tag := <-c.free:
-		return tag, nil
-	default:
-	}
+// enter waits until one more request may be in flight.
+func (c *Conn) enter(ctx context.Context, keep bool) error {
 	done := ctx.Done()
 	if keep {
 		done = nil // a clunk has to go out; only the connection's end stops it
 	}
 	select {
-	case tag := <-c.free:
-		return tag, nil
+	case c.inFlight <- struct{}{}:
+		return nil
 	case <-done:
-		return 0, context.Cause(ctx)
+		return context.Cause(ctx)
 	case <-c.dead:
-		return 0, c.failure()
+		return c.failure()
 	}
+}
+
+// leave is the end of a request that entered.
+func (c *Conn) leave() { <-c.inFlight }
+
+// takeTag takes a tag out of use; mu is held. There are enough for all that
+// may be in flight and many more in quarantine.
+func (c *Conn) takeTag() (wire.Tag, bool) {
+	if n := len(c.idle); n > 0 {
+		tag := c.idle[n-1]
+		c.idle = c.idle[:n-1]
+		return tag, true
+	}
+	if len(c.slots) == maxTags {
+		return 0, false
+	}
+	c.slots = append(c.slots, slot{})
+	return wire.Tag(len(c.slots) - 1), true
 }
 
 // maxQueued is how many bytes may wait to be sent before a further request
@@ -144,28 +164,38 @@ func (c *Conn) waitDrained(ctx context.Context, keep bool) error {
 	}
 }
 
-// send puts a request into its slot and its frame behind the bytes to be
-// sent.
-func (c *Conn) send(tag wire.Tag, k *call, m wire.Msg) error {
+// send gives a request that has entered a tag and puts its frame behind the
+// bytes to be sent.
+func (c *Conn) send(k *call, m wire.Msg) (wire.Tag, error) {
+	tag, err := c.queue(k, m)
+	if err != nil {
+		c.leave()
+		return 0, err
+	}
+	c.wakeWriter()
+	return tag, nil
+}
+
+func (c *Conn) queue(k *call, m wire.Msg) (wire.Tag, error) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.err != nil {
-		err := c.err
-		c.mu.Unlock()
-		return err
+		return 0, c.err
+	}
+	tag, ok := c.takeTag()
+	if !ok {
+		return 0, fmt.Errorf("9p %s: out of tags: %w", m.MsgType().String()[1:], syscall.EAGAIN)
 	}
 	start := len(c.out)
 	c.out = m.Append(c.out, tag)
 	if n := len(c.out) - start; n > int(c.msize) {
 		c.out = c.out[:start]
-		c.mu.Unlock()
-		c.free <- tag
-		return fmt.Errorf("9p %s: %d bytes: %w", m.MsgType().String()[1:], n, ErrTooLong)
+		c.idle = append(c.idle, tag)
+		return 0, fmt.Errorf("9p %s: %d bytes: %w", m.MsgType().String()[1:], n, ErrTooLong)
 	}
 	c.slots[tag] = slot{call: k, want: m.MsgType() | 1, fid: k.fid}
 	c.waiting++
-	c.mu.Unlock()
-	c.wakeWriter()
-	return nil
+	return tag, nil
 }
 
 // giveUp ends a call whose context has ended. It says whether the call has a
@@ -225,12 +255,14 @@ func (c *Conn) answered(h wire.Header, body []byte) error {
 	s.call = nil
 	c.waiting--
 	free := !s.flushing
-	c.mu.Unlock()
-	err := c.deliver(k, want, h.Type, body)
 	if free {
-		c.free <- h.Tag
+		c.idle = append(c.idle, h.Tag)
 	}
-	return err
+	c.mu.Unlock()
+	if free {
+		c.leave()
+	}
+	return c.deliver(k, want, h.Type, body)
 }
 
 // flushAnswered handles an Rflush: the request is over, answered or not.
@@ -250,14 +282,25 @@ func (c *Conn) flushAnswered(h wire.Header) error {
 	*s = slot{fid: s.fid, flushed: k != nil}
 	if k != nil {
 		c.waiting--
+		time.AfterFunc(quarantine, func() { c.release(tag) })
+	} else {
+		c.idle = append(c.idle, tag)
 	}
 	c.mu.Unlock()
-	c.free <- tag
+	c.leave()
 	if k != nil && k.state.CompareAndSwap(callWaiting, callDelivering) {
 		k.err = errFlushed
 		k.done <- struct{}{}
 	}
 	return nil
+}
+
+// release ends a tag's quarantine.
+func (c *Conn) release(tag wire.Tag) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.slots[tag].flushed = false
+	c.idle = append(c.idle, tag)
 }
 
 // deliver gives an answer to its call. An error is the server's violation of
@@ -309,18 +352,16 @@ func decodeAnswer(k *call, want, got wire.Type, body []byte) error {
 }
 
 // undo gives back the fid that an answer nobody waits for has made. It runs on
-// the reader and does not wait: the clunk's answer frees its tag, and where no
-// tag is free the fid stays with the server until the connection ends.
+// the reader and does not wait: where too many
+// requests are in flight the fid stays with the server until the connection ends.
 func (c *Conn) undo(got wire.Type, fid wire.FID) {
 	if fid == wire.NoFID || got == wire.TypeRlerror {
 		return
 	}
 	select {
-	case tag := <-c.free:
+	case c.inFlight <- struct{}{}:
 		k := &call{resp: &wire.Rclunk{}, fid: wire.NoFID, done: make(chan struct{}, 1)}
-		if c.send(tag, k, &wire.Tclunk{FID: fid}) == nil {
-			return
-		}
+		c.send(k, &wire.Tclunk{FID: fid}) // an error is the connection's end
 	default:
 	}
 }

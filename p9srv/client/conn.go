@@ -19,10 +19,10 @@ type Conn struct {
 	opts  Options
 	msize uint32 // agreed on; set before the goroutines start
 
-	wg   sync.WaitGroup
-	dead chan struct{} // closed when err is set
-	wake chan struct{} // one signal, buffered: out has bytes
-	free chan wire.Tag // tags not in use, oldest first
+	wg       sync.WaitGroup
+	dead     chan struct{} // closed when err is set
+	wake     chan struct{} // one signal, buffered: out has bytes
+	inFlight chan struct{} // holds one for each request in flight
 
 	// mu guards what follows.
 	mu      sync.Mutex
@@ -30,6 +30,7 @@ type Conn struct {
 	out     []byte        // frames to be sent
 	drained chan struct{} // closed when out has been taken; nil if nobody waits
 	slots   []slot        // by tag
+	idle    []wire.Tag    // tags not in use
 	waiting int           // slots with a call
 	probing bool          // a probe is out
 	heard   uint64        // reads that brought something
@@ -76,10 +77,9 @@ func NewConn(ctx context.Context, rwc io.ReadWriteCloser, o Options) (*Conn, err
 func start(ctx context.Context, rwc io.ReadWriteCloser, addr string, o Options) (*Conn, error) {
 	c := &Conn{
 		rwc: rwc, addr: addr, opts: o,
-		dead:  make(chan struct{}),
-		wake:  make(chan struct{}, 1),
-		free:  make(chan wire.Tag, o.Requests),
-		slots: make([]slot, o.Requests),
+		dead:     make(chan struct{}),
+		wake:     make(chan struct{}, 1),
+		inFlight: make(chan struct{}, o.Requests),
 	}
 	stop := context.AfterFunc(ctx, func() { rwc.Close() })
 	err := c.handshake()
@@ -93,9 +93,6 @@ func start(ctx context.Context, rwc io.ReadWriteCloser, addr string, o Options) 
 			return nil, err
 		}
 		return nil, &ConnError{Addr: addr, Err: err}
-	}
-	for tag := range o.Requests {
-		c.free <- wire.Tag(tag)
 	}
 	c.wg.Go(c.read)
 	c.wg.Go(c.write)
@@ -215,6 +212,15 @@ func (c *Conn) fail(reason error) error {
 		}
 	}
 	return err
+}
+
+// violated ends the connection for what a call has found in its answer. The
+// call's error says so even where the connection ended for another reason
+// meanwhile.
+func (c *Conn) violated(format string, args ...any) error {
+	err := protocolError(format, args...)
+	c.fail(err)
+	return &ConnError{Addr: c.addr, Err: err}
 }
 
 func (c *Conn) trace(sent bool, frame []byte) {

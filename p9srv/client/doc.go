@@ -24,10 +24,10 @@
 //
 // When a call's context ends, the client sends Tflush and waits for the
 // server's word, so that the caller knows what happened: if the answer comes
-// first the call returns it as if nothing had been, because the request was
+// first, the call returns it as if nothing had been, because the request was
 // done; if Rflush comes first it returns the context's error. A server that
 // says neither within Options.Grace is waited for no longer: the call returns
-// the context's error, the request's tag stays out of use until the server
+// the context's error, the request counts as in flight until the server
 // speaks, and a fid that the request turns out to have made is given back.
 //
 // # Silence

@@ -195,7 +195,7 @@ func nameOf(names []string) string {
 // a name that is not there.
 func (c *Conn) walked(names []string, qids []p9.QID) ([]p9.QID, error) {
 	if len(qids) > len(names) {
-		return nil, c.fail(protocolError("Rwalk has %d QIDs for %d names", len(qids), len(names)))
+		return nil, c.violated("Rwalk has %d QIDs for %d names", len(qids), len(names))
 	}
 	if len(qids) < len(names) {
 		return qids, &Error{Op: "walk", Name: names[len(qids)], Errno: syscall.ENOENT}

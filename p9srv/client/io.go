@@ -89,7 +89,7 @@ func (f *Fid) Write(ctx context.Context, p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	if int64(answer.Count) > int64(len(p)) {
-		return 0, f.c.fail(protocolError("Rwrite took %d bytes of %d", answer.Count, len(p)))
+		return 0, f.c.violated("Rwrite took %d bytes of %d", answer.Count, len(p))
 	}
 	return int(answer.Count), nil
 }
@@ -183,10 +183,10 @@ func (f *Fid) Readdir(ctx context.Context, offset uint64, count uint32) (p9.Dire
 		var d p9.Dirent
 		d, data, err = wire.NextDirent(data)
 		if err != nil {
-			return nil, f.c.fail(protocolError("Rreaddir: %v", err))
+			return nil, f.c.violated("Rreaddir: %v", err)
 		}
 		if d.Name == "" || strings.ContainsAny(d.Name, "/\x00") {
-			return nil, f.c.fail(protocolError("Rreaddir has the name %q", d.Name))
+			return nil, f.c.violated("Rreaddir has the name %q", d.Name)
 		}
 		all = append(all, d)
 	}
@@ -217,7 +217,7 @@ func (f *Fid) Entries(ctx context.Context) iter.Seq2[p9.Dirent, error] {
 			}
 			last := part[len(part)-1].Offset
 			if last == offset {
-				yield(p9.Dirent{}, f.c.fail(protocolError("Rreaddir stays at offset %d", offset)))
+				yield(p9.Dirent{}, f.c.violated("Rreaddir stays at offset %d", offset))
 				return
 			}
 			offset = last

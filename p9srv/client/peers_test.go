@@ -45,15 +45,15 @@ func hugelgupf(t testing.TB, dir, network string) string {
 	return ln.Addr().String()
 }
 
-// ours serves dir with the engine beside this package; it returns an address.
-func ours(t testing.TB, dir string) string {
+// ours serves dir with the engine beside this package.
+func ours(t testing.TB, dir string) (addr string, srv *p9srv.Server) {
 	t.Helper()
-	addr := "unix!" + filepath.Join(t.TempDir(), "sock")
+	addr = "unix!" + filepath.Join(t.TempDir(), "sock")
 	ln, err := p9srv.Listen(t.Context(), addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := p9srv.New(localfs.Attacher(dir), p9srv.Options{})
+	srv = p9srv.New(localfs.Attacher(dir), p9srv.Options{})
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(context.WithoutCancel(t.Context()), ln) }()
 	t.Cleanup(func() {
@@ -61,7 +61,7 @@ func ours(t testing.TB, dir string) string {
 			t.Error(err)
 		}
 	})
-	return addr
+	return addr, srv
 }
 
 // diod serves dir with Debian's diod on a unix socket.
@@ -130,7 +130,7 @@ func peers() map[string]peer {
 	return map[string]peer{
 		"hugelgupf/unix": {anyUnlink: true, noXattr: true, start: func(t testing.TB, dir string) (string, string) { return hugelgupf(t, dir, "unix"), "" }},
 		"hugelgupf/tcp":  {anyUnlink: true, noXattr: true, start: func(t testing.TB, dir string) (string, string) { return hugelgupf(t, dir, "tcp"), "" }},
-		"p9srv":          {noXattr: true, start: func(t testing.TB, dir string) (string, string) { return ours(t, dir), "" }},
+		"p9srv":          {noXattr: true, start: func(t testing.TB, dir string) (string, string) { addr, _ := ours(t, dir); return addr, "" }},
 		"diod":           {start: func(t testing.TB, dir string) (string, string) { return diod(t, dir), dir }},
 	}
 }

@@ -192,11 +192,11 @@ func (a *applier) link() error {
 	if err != nil {
 		return err
 	}
-	for _, has := range a.b.Names(r.OID) {
-		a.b.SetLink(r.OID, has, true)
-	}
-	a.b.SetLink(r.OID, n, true)
 	if err := a.edit(r.OID, func(o *Object) error {
+		for _, has := range a.b.Names(r.OID) {
+			a.b.SetLink(r.OID, has, true)
+		}
+		a.b.SetLink(r.OID, n, true)
 		o.Attr.Nlink++
 		o.Ctime = r.Time
 		if o.Parent == 0 {
@@ -209,8 +209,30 @@ func (a *applier) link() error {
 	}
 	if a.shows(r.Parent) {
 		a.setName(n, r.OID)
+		a.noteLink(r.OID, n)
 	}
 	return nil
+}
+
+// noteLink makes the link table agree with a name, whatever the object is as
+// of: a listing may know an object later than its names.
+func (a *applier) noteLink(oid kml.OID, n Name) {
+	o, err := a.b.Get(oid)
+	if err != nil || o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR || o.Attr.Nlink <= 1 {
+		return
+	}
+	held, _, ok := a.b.Child(n)
+	a.b.SetLink(oid, n, ok && held == oid)
+}
+
+// noteLate is noteLink for an object that may be as of later than the record,
+// which then did not edit it.
+func (a *applier) noteLate(oid kml.OID, ns ...Name) {
+	if o, err := a.b.Get(oid); err == nil && o.Known >= a.r.Pos {
+		for _, n := range ns {
+			a.noteLink(oid, n)
+		}
+	}
 }
 
 func (a *applier) remove() error {
@@ -236,6 +258,7 @@ func (a *applier) lose(oid kml.OID, n Name, gone bool) error {
 		return err
 	}
 	if old.Known >= a.r.Pos {
+		a.noteLink(oid, n)
 		return nil
 	}
 	if gone || old.Attr.Nlink <= 1 || old.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
@@ -254,6 +277,11 @@ func (a *applier) lose(oid kml.OID, n Name, gone bool) error {
 					o.Parent, o.Name = other.Parent, other.Name
 					break
 				}
+			}
+		}
+		if o.Attr.Nlink == 1 { // the object itself has its only name
+			for _, other := range a.b.Names(oid) {
+				a.b.SetLink(oid, other, false)
 			}
 		}
 		a.changed(ChangeAttr, oid)
@@ -291,20 +319,25 @@ func (a *applier) rename() error {
 		return err
 	}
 	exchange := r.Flags&kml.FlagExchange != 0
-	if r.Victim != nil && !exchange {
-		if err := a.lose(r.Victim.OID, to, r.Flags&kml.FlagGone != 0); err != nil {
-			return err
-		}
-	}
 	if !exchange {
 		a.delName(from, r.OID)
 	}
 	if err := a.move(r.OID, from, to); err != nil {
 		return err
 	}
-	if exchange && r.Victim != nil {
-		return a.move(r.Victim.OID, to, from)
+	switch {
+	case r.Victim == nil:
+	case exchange:
+		if err := a.move(r.Victim.OID, to, from); err != nil {
+			return err
+		}
+		a.noteLate(r.Victim.OID, from, to)
+	default:
+		if err := a.lose(r.Victim.OID, to, r.Flags&kml.FlagGone != 0); err != nil {
+			return err
+		}
 	}
+	a.noteLate(r.OID, from, to)
 	return nil
 }
 
@@ -313,6 +346,9 @@ func (a *applier) move(oid kml.OID, from, to Name) error {
 	o, err := a.b.Get(oid)
 	if errors.Is(err, ErrNotFound) && a.partial {
 		// What arrives is not known here: its new folder has to be listed again.
+		if held, known, ok := a.b.Child(to); ok && held != oid && known < a.r.Pos {
+			a.b.DelName(to, a.r.Pos)
+		}
 		if a.shows(to.Parent) {
 			a.entry(to, oid, false)
 			return a.unlist(to.Parent)
@@ -322,7 +358,7 @@ func (a *applier) move(oid kml.OID, from, to Name) error {
 	if err != nil {
 		return err
 	}
-	if a.shows(to.Parent) {
+	if _, _, held := a.b.Child(to); held || a.shows(to.Parent) {
 		a.setName(to, oid)
 	}
 	several := o.Attr.Mode&unix.S_IFMT != unix.S_IFDIR && o.Attr.Nlink > 1

@@ -213,16 +213,17 @@ func (s *session) runInPlace(frame []byte) {
 
 // handOver makes s.call a request. s.mu is held.
 func (s *session) handOver(frame []byte) {
-	if s.pending >= s.srv.opts.MaxRequests {
-		for _, sl := range []*slot{s.call.a, s.call.b} {
+	c := &s.call
+	if s.pending >= s.srv.opts.MaxRequests || s.crowded && c.typ != wire.TypeTclunk {
+		for _, sl := range []*slot{c.a, c.b} {
 			if sl != nil {
 				s.sweep(sl)
 			}
 		}
-		s.refuse(s.call.tag, syscall.EAGAIN)
+		s.refuse(c.tag, syscall.EAGAIN)
 		return
 	}
-	r := &request{call: s.call}
+	r := &request{call: *c}
 	r.parent = s.ctx
 	buf, own := s.steal(frame)
 	r.buf, r.body, r.out = buf, own[wire.HeaderSize:], nil

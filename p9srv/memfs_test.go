@@ -128,6 +128,9 @@ func (t *memfs) fileLocked(n *memnode) p9.File {
 	return &memconc{memfile: f, ctx: nil}
 }
 
+// maxMem is how large files may grow.
+const maxMem = 4 << 20
+
 // memfile is a plain File.
 type memfile struct {
 	templatefs.NoopFile
@@ -196,6 +199,9 @@ func (f *memfile) SetAttr(v p9.SetAttrMask, a p9.SetAttr) error {
 	if v.MTime {
 		f.n.mtime = time.Duration(a.MTimeSeconds) * time.Second
 	}
+	if v.Size && a.Size > maxMem {
+		return syscall.EFBIG
+	}
 	if v.Size {
 		f.n.data = append(f.n.data[:0:0], f.n.data[:min(len(f.n.data), int(a.Size))]...)
 		f.n.data = append(f.n.data, make([]byte, int(a.Size)-len(f.n.data))...)
@@ -258,6 +264,9 @@ func (f *memfile) read(ctx context.Context, p []byte, off int64) (int, error) {
 func (f *memfile) WriteAt(p []byte, off int64) (int, error) {
 	f.t.mu.Lock()
 	defer f.t.mu.Unlock()
+	if off > maxMem {
+		return 0, syscall.EFBIG
+	}
 	if grow := int(off) + len(p) - len(f.n.data); grow > 0 {
 		f.n.data = append(f.n.data, make([]byte, grow)...)
 	}

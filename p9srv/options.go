@@ -19,7 +19,8 @@ type Options struct {
 	MaxRequests int
 	// MaxBytes bounds the memory of a connection for requests in progress and
 	// answers the client has not taken: beyond it nothing more is read from
-	// the client until some is done. Default 64 MiB.
+	// the client until some is done; when requests that wait hold all of it,
+	// further ones are answered with EAGAIN. Default 64 MiB.
 	MaxBytes int
 	// Users looks a user up; see User for what to fill in. Default: the
 	// system's user database. It may block. An error, or a User with UID NoID,

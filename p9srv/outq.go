@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -181,14 +182,38 @@ func (q *outq) hold(n int) {
 	}
 }
 
+// stall is how long requests in progress may keep a connection from being read
+// when they hold all its memory. They may be waiting for what only the next
+// message brings: a flush, an unlock, the end.
+const stall = 200 * time.Millisecond
+
 // waitRoom returns when at most limit bytes wait and are held, or nothing is
-// written any more.
-func (q *outq) waitRoom(limit int) {
+// written any more. It returns false when there is no room and waiting for it
+// may be in vain, at once if patient is false.
+func (q *outq) waitRoom(limit int, patient bool) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.size+q.held <= limit {
+		return true
+	}
+	late := !patient
+	if patient {
+		t := time.AfterFunc(stall, func() {
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			late = true
+			q.room.Broadcast()
+		})
+		defer t.Stop()
+	}
 	for q.size+q.held > limit && !q.dead {
+		// Answers that the client does not take are the client's business.
+		if late && q.size <= limit/2 {
+			return false
+		}
 		q.room.Wait()
 	}
+	return true
 }
 
 // drop forgets what is queued and not being written: a session restarts.

@@ -40,6 +40,7 @@ type session struct {
 	requests uint64
 	inPlace  uint64
 	msize    uint32 // 0 before the first Tversion
+	crowded  bool   // requests in progress hold all the memory there is
 
 	group sync.WaitGroup // workers, timers and the writer
 
@@ -177,7 +178,7 @@ func (s *session) next() ([]byte, error) {
 func (s *session) fill(need int) error {
 	s.flushOut()
 	s.tally()
-	s.q.waitRoom(s.srv.opts.MaxBytes)
+	s.crowded = !s.q.waitRoom(s.srv.opts.MaxBytes, !s.crowded)
 	have := s.in[s.r:s.w]
 	switch {
 	case len(have) == 0 && cap(s.in) > inSize:

@@ -430,6 +430,38 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestCrowded fills a connection's memory with reads that wait: it still hears
+// flushes, and refuses more of the kind.
+func TestCrowded(t *testing.T) {
+	testutil.CheckLeaks(t)
+	fs := newMemfs("concurrent").put("block")
+	_, r := serveRaw(t, fs, p9srv.Options{MaxMessageSize: 64 << 10, MaxBytes: 128 << 10})
+	r.attach().openPath(1, 0, "block")
+	for tag := range wire.Tag(3) {
+		r.send(tag, &wire.Tread{FID: 1, Count: 60 << 10})
+	}
+	for range 2 {
+		<-fs.blocked
+	}
+	// The third is refused, for it would be too much, or waits with the others:
+	// that depends on what was read from the socket at once.
+	r.send(8, &wire.Tread{FID: 1, Count: 60 << 10})
+	tag, m := r.recv()
+	if e, ok := m.(*wire.Rlerror); !ok || e.Errno != uint32(unix.EAGAIN) || tag != 8 && tag != 2 {
+		t.Fatal(wire.Text(tag, m))
+	}
+	r.send(9, &wire.Tflush{OldTag: 0})
+	for {
+		tag, m := r.recv()
+		if tag == 9 {
+			break
+		}
+		if m.MsgType() != wire.TypeRlerror {
+			t.Fatal(wire.Text(tag, m))
+		}
+	}
+}
+
 // TestManyConnections serves a thousand at once.
 func TestManyConnections(t *testing.T) {
 	testutil.CheckLeaks(t)

@@ -274,15 +274,15 @@ func (c *call) reserve(n int) {
 	c.out, c.from = s.srv.bufs.get(n), 0
 }
 
-// file is what to operate on: bound to the request where it may wait.
-func (c *call) file(sl *slot) p9.File {
+// bind is the File to operate on: bound to the request where it may wait.
+func (c *call) bind(f p9.File) p9.File {
 	if c.ctx == nil {
-		return sl.file
+		return f
 	}
-	if b, ok := sl.file.(Binder); ok {
+	if b, ok := f.(Binder); ok {
 		return b.Bind(c.ctx)
 	}
-	return sl.file
+	return f
 }
 
 // inPlace says whether the call may run on the connection's goroutine. Its

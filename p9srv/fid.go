@@ -23,6 +23,11 @@ type slot struct {
 	excl   bool // one holds it alone
 	queue  []*request
 
+	fidState
+}
+
+// fidState is what a fid stands for.
+type fidState struct {
 	live   bool
 	opened bool
 	flags  p9.OpenFlags
@@ -44,29 +49,29 @@ func (sl *slot) free(alone bool) bool {
 	return !alone || sl.shared == 0
 }
 
-func (sl *slot) isDir() bool { return sl.qid.Type&p9.TypeDir != 0 }
+func (sl *fidState) isDir() bool { return sl.qid.Type&p9.TypeDir != 0 }
 
 // rlock and lock give a File that is not Concurrent p9.File's read and write
 // guarantee.
-func (sl *slot) rlock() {
+func (sl *fidState) rlock() {
 	if sl.place != nil {
 		sl.place.rlock()
 	}
 }
 
-func (sl *slot) runlock() {
+func (sl *fidState) runlock() {
 	if sl.place != nil {
 		sl.place.runlock()
 	}
 }
 
-func (sl *slot) lock() {
+func (sl *fidState) lock() {
 	if sl.place != nil {
 		sl.place.lock()
 	}
 }
 
-func (sl *slot) unlock() {
+func (sl *fidState) unlock() {
 	if sl.place != nil {
 		sl.place.unlock()
 	}
@@ -74,7 +79,7 @@ func (sl *slot) unlock() {
 
 // rlockIO is rlock for I/O on an open file, which on a FIFO or device may wait
 // for ever and must not keep others from the folder's names meanwhile.
-func (sl *slot) rlockIO() bool {
+func (sl *fidState) rlockIO() bool {
 	if sl.place == nil || sl.place.blocks {
 		return false
 	}
@@ -83,13 +88,11 @@ func (sl *slot) rlockIO() bool {
 }
 
 // gone says that a File that is not Concurrent lost its name.
-func (sl *slot) gone() bool { return sl.place != nil && sl.place.gone() }
+func (sl *fidState) gone() bool { return sl.place != nil && sl.place.gone() }
 
-// set fills the slot with a file.
-func (sl *slot) set(f p9.File, pl *place, from *slot, q p9.QID) {
-	num, shared, excl, queue := sl.num, sl.shared, sl.excl, sl.queue
-	*sl = slot{
-		num: num, shared: shared, excl: excl, queue: queue,
+// set fills the slot with a file, for the user of from.
+func (sl *slot) set(f p9.File, pl *place, from *fidState, q p9.QID) {
+	sl.fidState = fidState{
 		live: true, file: f, place: pl, qid: q, user: from.user, top: from.top, above: from.above,
 	}
 }
@@ -98,7 +101,7 @@ func (sl *slot) set(f p9.File, pl *place, from *slot, q p9.QID) {
 // has.
 func (sl *slot) clear(ctx context.Context) error {
 	f, pl, dir := sl.file, sl.place, sl.dir
-	sl.live, sl.opened, sl.file, sl.place, sl.top, sl.xattr, sl.dir = false, false, nil, nil, nil, nil, nil
+	sl.fidState = fidState{}
 	return errors.Join(dir.close(), closeFile(ctx, f, pl))
 }
 

@@ -55,7 +55,7 @@ func (c *call) readdir() error {
 // entries calls add for the entries from offset on, until there are no more or
 // add wants no more.
 func (c *call) entries(sl *slot, offset uint64, count uint32, add func(p9.Dirent) bool) error {
-	f := c.file(sl)
+	f := c.bind(sl.file)
 	dr, ok := sl.file.(DirReader)
 	if !ok {
 		dr, ok = f.(DirReader)

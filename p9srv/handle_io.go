@@ -43,7 +43,7 @@ func (c *call) openFile(sl *slot, flags p9.OpenFlags) (p9.QID, uint32, error) {
 	if sl.gone() {
 		return p9.QID{}, 0, syscall.ENOENT
 	}
-	return c.file(sl).Open(flags)
+	return c.bind(sl.file).Open(flags)
 }
 
 func (c *call) create() error {
@@ -65,7 +65,7 @@ func (c *call) create() error {
 	if err != nil {
 		return err
 	}
-	from := *sl
+	from := sl.fidState
 	_ = closeFile(c.s.ctx, from.file, from.place)
 	sl.set(f, pl, &from, q)
 	sl.opened, sl.flags = true, m.Flags
@@ -80,7 +80,7 @@ func (c *call) createFile(m *wire.Tlcreate) (p9.File, *place, p9.QID, uint32, er
 	if sl.gone() {
 		return nil, nil, p9.QID{}, 0, syscall.ENOENT
 	}
-	f, q, iounit, err := c.file(sl).Create(m.Name, m.Flags, m.Mode&permissions, c.uid(), m.GID)
+	f, q, iounit, err := c.bind(sl.file).Create(m.Name, m.Flags, m.Mode&permissions, c.uid(), m.GID)
 	if err != nil {
 		return nil, nil, p9.QID{}, 0, err
 	}
@@ -138,7 +138,7 @@ func (c *call) readFull(sl *slot, p []byte, off int64) (int, error) {
 	if sl.rlockIO() {
 		defer sl.runlock()
 	}
-	f, ctx := c.file(sl), c.ctx
+	f, ctx := c.bind(sl.file), c.ctx
 	cr, waits := sl.file.(ContextReader)
 	waits = waits && ctx != nil
 	n := 0
@@ -172,7 +172,7 @@ func (c *call) readFull(sl *slot, p []byte, off int64) (int, error) {
 }
 
 // streams says that a short read is what there is now.
-func (sl *slot) streams() bool {
+func (sl *fidState) streams() bool {
 	if sl.place != nil && sl.place.blocks {
 		return true
 	}
@@ -212,7 +212,7 @@ func (c *call) writeFile(sl *slot, p []byte, off int64) (int, error) {
 	if cw, ok := sl.file.(ContextWriter); ok && c.ctx != nil {
 		n, err = cw.WriteAtContext(c.ctx, p, off)
 	} else {
-		n, err = c.file(sl).WriteAt(p, off)
+		n, err = c.bind(sl.file).WriteAt(p, off)
 	}
 	if n < 0 || n > len(p) {
 		return 0, syscall.EIO
@@ -243,5 +243,5 @@ func (c *call) syncFile(sl *slot, data bool) error {
 	if sl.rlockIO() {
 		defer sl.runlock()
 	}
-	return c.file(sl).FSync()
+	return c.bind(sl.file).FSync()
 }

@@ -27,7 +27,7 @@ func (c *call) lock() error {
 	if cl, ok := c.a.file.(ContextLocker); ok {
 		st, err = cl.LockContext(c.ctx, l)
 	} else {
-		st, err = c.file(c.a).Lock(int(l.PID), l.Type, l.Flags, l.Start, l.Length, l.Client)
+		st, err = c.bind(c.a.file).Lock(int(l.PID), l.Type, l.Flags, l.Start, l.Length, l.Client)
 	}
 	if err != nil {
 		return err

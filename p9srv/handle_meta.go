@@ -24,7 +24,7 @@ func (c *call) getattr() error {
 func (c *call) attr(sl *slot, mask p9.AttrMask) (p9.QID, p9.AttrMask, p9.Attr, error) {
 	sl.rlock()
 	defer sl.runlock()
-	return c.file(sl).GetAttr(mask)
+	return c.bind(sl.file).GetAttr(mask)
 }
 
 func (c *call) setattr() error {
@@ -49,7 +49,7 @@ func (c *call) setAttr(sl *slot, valid p9.SetAttrMask, attr p9.SetAttr) error {
 	if sa, ok := sl.file.(SetAttrer); ok && c.ctx != nil {
 		return sa.SetAttrContext(c.ctx, valid, attr)
 	}
-	return c.file(sl).SetAttr(valid, attr)
+	return c.bind(sl.file).SetAttr(valid, attr)
 }
 
 func (c *call) readlink() error {
@@ -65,7 +65,7 @@ func (c *call) readlink() error {
 	if c.a.gone() {
 		return syscall.ENOENT
 	}
-	target, err := c.file(c.a).Readlink()
+	target, err := c.bind(c.a.file).Readlink()
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func (c *call) statfs() error {
 	if err := m.Decode(c.body); err != nil {
 		return err
 	}
-	st, err := c.file(c.a).StatFS()
+	st, err := c.bind(c.a.file).StatFS()
 	if err != nil {
 		return err
 	}

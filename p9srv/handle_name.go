@@ -21,7 +21,7 @@ func (c *call) inFolder(name string, f func(dir p9.File) error) error {
 	if err := checkFolder(c.a); err != nil {
 		return err
 	}
-	return f(c.file(c.a))
+	return f(c.bind(c.a.file))
 }
 
 func (c *call) mkdir() error {
@@ -172,7 +172,7 @@ func (c *call) renameAt(oldName, newName string) error {
 			return err
 		}
 	}
-	if err := c.file(from).RenameAt(oldName, to.file, newName); err != nil {
+	if err := c.bind(from.file).RenameAt(oldName, to.file, newName); err != nil {
 		return err
 	}
 	if from.place != nil {
@@ -209,7 +209,7 @@ func (c *call) renameFid(name string) error {
 		if err := checkFolder(to); err != nil {
 			return err
 		}
-		return unsupported(c.file(f).Rename(to.file, name))
+		return unsupported(c.bind(f.file).Rename(to.file, name))
 	}
 	t := f.place.tree
 	t.names.Lock()

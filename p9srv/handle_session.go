@@ -72,7 +72,7 @@ func (c *call) attach() error {
 		return closeWith(err, f, nil)
 	}
 	qid.Type = typeOf(qid, attr)
-	root := slot{user: u, live: true, file: f, qid: qid}
+	root := fidState{user: u, live: true, file: f, qid: qid}
 	if _, ok := f.(Concurrent); !ok {
 		root.place = c.s.srv.trees.attach(tree, f)
 		root.top = root.place.node

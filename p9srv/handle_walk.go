@@ -13,7 +13,7 @@ import (
 
 func (c *call) walk() error {
 	var m wire.Twalk
-	w := walker{c: c, from: c.a}
+	w := walker{c: c, from: &c.a.fidState}
 	if c.ctx == nil {
 		m.Names, w.qids = c.s.scratch.names[:0], c.s.scratch.qids[:0]
 	}
@@ -34,11 +34,11 @@ func (c *call) walk() error {
 		return nil
 	}
 	if from == to {
-		user := *from
-		_ = closeFile(c.s.ctx, from.file, from.place)
-		to.set(w.file, w.place, &user, w.qid)
+		old := from.fidState
+		_ = closeFile(c.s.ctx, old.file, old.place)
+		to.set(w.file, w.place, &old, w.qid)
 	} else {
-		to.set(w.file, w.place, from, w.qid)
+		to.set(w.file, w.place, &from.fidState, w.qid)
 		c.s.srv.count.fids.Add(1)
 	}
 	c.out = (&wire.Rwalk{QIDs: w.qids}).Append(c.out, c.tag)
@@ -49,7 +49,7 @@ func (c *call) walk() error {
 // not nil and is the caller's.
 type walker struct {
 	c     *call
-	from  *slot
+	from  *fidState
 	qids  []p9.QID
 	file  p9.File
 	place *place
@@ -110,7 +110,7 @@ func (w *walker) drop() {
 
 // names walks Concurrent Files.
 func (w *walker) names(names []string) {
-	f := w.c.file(w.from)
+	f := w.c.bind(w.from.file)
 	wk, ok := f.(Walker)
 	switch {
 	case w.from.above != nil && slices.Contains(names, ".."):

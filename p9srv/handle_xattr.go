@@ -40,8 +40,7 @@ func (c *call) xattrwalk() error {
 	if err != nil {
 		return err
 	}
-	c.b.set(nil, nil, c.a, p9.QID{})
-	c.b.top = nil
+	c.b.set(nil, nil, &fidState{user: c.a.user}, p9.QID{})
 	c.b.xattr = &xattr{buf: v}
 	c.s.srv.count.fids.Add(1)
 	c.out = (&wire.Rxattrwalk{Size: uint64(len(v))}).Append(c.out, c.tag)
@@ -51,7 +50,7 @@ func (c *call) xattrwalk() error {
 func (c *call) xattrValue(name string) ([]byte, error) {
 	c.a.rlock()
 	defer c.a.runlock()
-	f := c.file(c.a)
+	f := c.bind(c.a.file)
 	if name != "" {
 		return f.GetXattr(name)
 	}
@@ -131,7 +130,7 @@ func (c *call) storeXattr() error {
 	if c.a.gone() {
 		return syscall.ENOENT
 	}
-	f := c.file(c.a)
+	f := c.bind(c.a.file)
 	if x.size == 0 && x.flags == p9.XattrReplace {
 		return f.RemoveXattr(x.name)
 	}

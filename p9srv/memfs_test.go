@@ -73,6 +73,20 @@ func (t *memfs) node(mode p9.FileMode) *memnode {
 	return n
 }
 
+// attached is who attached so far, and to what.
+func (t *memfs) attached() ([]p9srv.User, []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.users), slices.Clone(t.anames)
+}
+
+// files is how many Files are open, and how many were closed as lost.
+func (t *memfs) files() (open, lost int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.open, t.lost
+}
+
 // put makes files for a test: a path ending in / is a folder.
 func (t *memfs) put(paths ...string) *memfs {
 	for _, p := range paths {

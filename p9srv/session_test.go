@@ -237,8 +237,8 @@ func TestDeath(t *testing.T) {
 				t.Errorf("ServeConn: %v, want %v", err, want)
 			}
 			// Fid 1 was being clunked; its clunk may have run or not.
-			if fs.open != 0 || fs.lost < 2 {
-				t.Errorf("%d Files are open, %d were closed as lost", fs.open, fs.lost)
+			if open, lost := fs.files(); open != 0 || lost < 2 {
+				t.Errorf("%d Files are open, %d were closed as lost", open, lost)
 			}
 			srv.Close()
 			srv.Close()
@@ -544,12 +544,13 @@ func TestPeerCredentials(t *testing.T) {
 	r.ok(&wire.Tattach{FID: 0, AFID: wire.NoFID, UID: p9.UID(me), Aname: "tree"})
 	r.ok(&wire.Tattach{FID: 1, AFID: wire.NoFID, UID: p9.NoUID})
 	r.fails(&wire.Tattach{FID: 5, AFID: wire.NoFID, UID: p9.UID(me), Aname: "none"}, unix.ENOENT)
-	u := fs.users[0]
+	seen, anames := fs.attached()
+	u := seen[0]
 	if u.UID != me || u.GID != uint32(syscall.Getgid()) || !u.Proven || u.Conn == 0 {
 		t.Errorf("attached as %+v", u)
 	}
-	if fs.users[1].UID != me || fs.anames[0] != "tree" {
-		t.Errorf("attached without a number as %+v, to %q", fs.users[1], fs.anames[0])
+	if seen[1].UID != me || anames[0] != "tree" {
+		t.Errorf("attached without a number as %+v, to %q", seen[1], anames[0])
 	}
 	if me != 0 {
 		r.fails(&wire.Tattach{FID: 2, AFID: wire.NoFID, UID: p9.UID(me + 1)}, unix.EPERM)
@@ -558,12 +559,13 @@ func TestPeerCredentials(t *testing.T) {
 	r.ok(&wire.Tattach{FID: 2, AFID: wire.NoFID, UID: 1234})
 	r.ok(&wire.Tattach{FID: 3, AFID: wire.NoFID, UID: p9.NoUID, Uname: "mary"})
 	r.ok(&wire.Tattach{FID: 4, AFID: wire.NoFID, UID: 4321})
-	for _, u := range fs.users[len(fs.users)-3 : len(fs.users)-1] {
+	seen, _ = fs.attached()
+	for _, u := range seen[len(seen)-3 : len(seen)-1] {
 		if u.UID != 1234 || u.GID != 77 || fmt.Sprint(u.Groups) != "[77 78]" || !u.Proven {
 			t.Errorf("root attached another as %+v", u)
 		}
 	}
-	if u := fs.users[len(fs.users)-1]; u.UID != 4321 || u.GID != p9srv.NoID {
+	if u := seen[len(seen)-1]; u.UID != 4321 || u.GID != p9srv.NoID {
 		t.Errorf("root attached somebody unknown as %+v", u)
 	}
 }
@@ -589,7 +591,8 @@ func TestClaimedUser(t *testing.T) {
 	defer c.Close()
 	r := &raw{t, c}
 	r.attach()
-	if u := fs.users[0]; u.Proven || u.Peer != c.LocalAddr().String() {
+	seen, _ := fs.attached()
+	if u := seen[0]; u.Proven || u.Peer != c.LocalAddr().String() {
 		t.Errorf("attached over TCP as %+v", u)
 	}
 	cancel()

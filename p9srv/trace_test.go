@@ -256,8 +256,8 @@ func TestTrace(t *testing.T) {
 					t.Errorf("logged: %s", log.String())
 				}
 				r.ok(version()) // closes every file
-				if fs.open != 0 {
-					t.Errorf("%d Files are left open", fs.open)
+				if open, _ := fs.files(); open != 0 {
+					t.Errorf("%d Files are left open", open)
 				}
 			})
 		}

@@ -267,17 +267,23 @@ func (a *applier) lose(oid kml.OID, n Name, gone bool) error {
 		return nil
 	}
 	a.b.SetLink(oid, n, false)
+	var left []Name
+	for _, other := range a.b.Names(oid) {
+		if other != n {
+			left = append(left, other)
+		}
+	}
+	if len(left) == 1 {
+		a.b.SetLink(oid, left[0], false) // a single name stands in the object
+	}
 	return a.edit(oid, func(o *Object) error {
 		o.Attr.Nlink--
 		o.Ctime = a.r.Time
-		if o.Parent == n.Parent && o.Name == n.Name {
+		if o.Parent == n.Parent && o.Name == n.Name || len(left) == 1 {
 			o.Parent, o.Name = 0, ""
-			for _, other := range a.b.Names(oid) {
-				if other != n {
-					o.Parent, o.Name = other.Parent, other.Name
-					break
-				}
-			}
+		}
+		if o.Parent == 0 && len(left) > 0 {
+			o.Parent, o.Name = left[0].Parent, left[0].Name
 		}
 		if o.Attr.Nlink == 1 { // the object itself has its only name
 			for _, other := range a.b.Names(oid) {

@@ -358,7 +358,8 @@ func (s *State) Close() error {
 	if s.lock == nil {
 		return nil
 	}
-	err := s.lock.Close()
+	// Unlocked by name: a child that is just being started shares the descriptor.
+	err := errors.Join(unix.Flock(int(s.lock.Fd()), unix.LOCK_UN), s.lock.Close())
 	s.lock = nil
 	return err
 }

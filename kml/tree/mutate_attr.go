@@ -50,8 +50,7 @@ func (t *Tree) Setattr(ctx context.Context, c *Cred, oid kml.OID, h Handle, s Se
 // setattr changes everything but the size under the object's lock and journals
 // what really changed. An access time alone is nobody else's business.
 func (t *Tree) setattr(ctx context.Context, c *Cred, r *kml.Record, s SetAttr) error {
-	return t.at(ctx, nil, r.OID, func(p place) error {
-		defer t.objs.lock(r.OID)()
+	return t.atLocked(ctx, r.OID, func(p place) error {
 		var old, st unix.Statx_t
 		if err := unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &old); err != nil {
 			return err
@@ -287,8 +286,7 @@ func (t *Tree) Removexattr(ctx context.Context, c *Cred, oid kml.OID, name strin
 // changeXattr journals one attribute's change. An access ACL is a mode too:
 // when the mode moved with it, a setattr record follows.
 func (t *Tree) changeXattr(ctx context.Context, r *kml.Record, call func(p place) error) error {
-	return t.at(ctx, nil, r.OID, func(p place) error {
-		defer t.objs.lock(r.OID)()
+	return t.atLocked(ctx, r.OID, func(p place) error {
 		if !journaledXattr(r.Name) {
 			return call(p)
 		}

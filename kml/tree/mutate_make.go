@@ -249,44 +249,61 @@ func (t *Tree) link(ctx context.Context, c *Cred, r *kml.Record) (Attr, error) {
 		return Attr{}, err
 	}
 	var a Attr
-	err := t.at(ctx, nil, r.OID, func(p place) error {
-		return t.inDir(ctx, r.Parent, r.Name, true, func(dirfd int) error {
-			switch _, err := t.child(dirfd, r.Parent, r.Name); {
-			case err == nil:
-				return syscall.EEXIST
-			case !errors.Is(err, syscall.ENOENT):
+	for range maxRetry {
+		err := t.at(ctx, nil, r.OID, func(p place) error {
+			return t.inDir(ctx, r.Parent, r.Name, true, func(dirfd int) (err error) {
+				a, err = t.linkIn(ctx, c, r, dirfd, p)
 				return err
-			}
-			defer t.objs.lock(r.OID)()
-			if obj, err := t.index.Get(r.OID); err != nil || obj.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
-				return orErrno(err, ErrNotFound, syscall.ENOENT, syscall.EPERM)
-			}
-			var st unix.Statx_t
-			handle, err := HandleAt(p.fd, "")
-			if err != nil {
-				return err
-			}
-			return t.mutate(ctx, mutation{
-				rec:    r,
-				handle: handle,
-				// linkat(2) through /proc needs no right that AT_EMPTY_PATH would.
-				call: func() error {
-					return c.as(func() error {
-						return unix.Linkat(unix.AT_FDCWD, p.path(), dirfd, r.Name, unix.AT_SYMLINK_FOLLOW)
-					})
-				},
-				result: func() (err error) {
-					if r.ParentMtime, err = mtimeOf(dirfd); err != nil {
-						return err
-					}
-					err = unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &st)
-					a = t.attrOf(p.obj, &st)
-					return err
-				},
 			})
 		})
+		if !errors.Is(err, errAgain) {
+			return a, err
+		}
+	}
+	return a, syscall.ESTALE
+}
+
+// linkIn gives p's object one more name in a folder that is locked.
+func (t *Tree) linkIn(ctx context.Context, c *Cred, r *kml.Record, dirfd int, p place) (a Attr, err error) {
+	switch _, err := t.child(dirfd, r.Parent, r.Name); {
+	case err == nil:
+		return a, syscall.EEXIST
+	case !errors.Is(err, syscall.ENOENT):
+		return a, err
+	}
+	defer t.objs.lock(r.OID)()
+	obj, err := t.index.Get(r.OID)
+	if err != nil || obj.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return a, orErrno(err, ErrNotFound, syscall.ENOENT, syscall.EPERM)
+	}
+	handle, err := HandleAt(p.fd, "")
+	if err != nil {
+		return a, err
+	}
+	if !obj.is(handle) {
+		return a, errAgain // replaced since it was opened
+	}
+	var st unix.Statx_t
+	err = t.mutate(ctx, mutation{
+		rec:    r,
+		handle: handle,
+		// linkat(2) through /proc needs no right that AT_EMPTY_PATH would.
+		call: func() error {
+			return c.as(func() error {
+				return unix.Linkat(unix.AT_FDCWD, p.path(), dirfd, r.Name, unix.AT_SYMLINK_FOLLOW)
+			})
+		},
+		result: func() (err error) {
+			if r.ParentMtime, err = mtimeOf(dirfd); err != nil {
+				return err
+			}
+			return unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &st)
+		},
 	})
-	return a, err
+	if err != nil {
+		return a, err
+	}
+	return t.attrOf(obj, &st), nil
 }
 
 // orErrno maps a missing object to one errno and no error to another.

@@ -34,7 +34,11 @@ func (t *Tree) remove(ctx context.Context, c *Cred, r *kml.Record, check func(k 
 	if r.Op == kml.OpRmdir {
 		flags = unix.AT_REMOVEDIR
 	}
-	return t.inDir(ctx, r.Parent, r.Name, true, func(dirfd int) error {
+	in := func(f func(dirfd int) error) error { return t.inDir(ctx, r.Parent, r.Name, true, f) }
+	if r.Op == kml.OpRmdir {
+		in = func(f func(dirfd int) error) error { return t.inDirEmptied(ctx, r.Parent, r.Name, f) }
+	}
+	return in(func(dirfd int) error {
 		k, err := t.child(dirfd, r.Parent, r.Name)
 		if err != nil {
 			return err
@@ -45,6 +49,9 @@ func (t *Tree) remove(ctx context.Context, c *Cred, r *kml.Record, check func(k 
 			}
 		}
 		defer t.objs.lock(k.oid)()
+		if err := k.refresh(dirfd, r.Name); err != nil {
+			return err
+		}
 		r.OID = k.oid
 		r.Victim = t.victim(dirfd, r.Name, k)
 		if r.Op == kml.OpRmdir || k.st.Nlink <= 1 {
@@ -60,6 +67,12 @@ func (t *Tree) remove(ctx context.Context, c *Cred, r *kml.Record, check func(k 
 			},
 		})
 	})
+}
+
+// refresh looks at a child's attributes again once its lock is held: links may
+// have come and gone.
+func (k *child) refresh(dirfd int, name string) error {
+	return unix.Statx(dirfd, name, unix.AT_SYMLINK_NOFOLLOW, statxMask, &k.st)
 }
 
 // victim is what a record keeps of an object that loses a name.
@@ -98,6 +111,9 @@ func (t *Tree) rename(ctx context.Context, c *Cred, r *kml.Record, check func(sr
 	}
 	for range maxRetry {
 		err := t.renameOnce(ctx, c, r, check)
+		if errors.Is(err, errAgain) {
+			continue
+		}
 		if !errors.Is(err, errMismatch) {
 			return err
 		}
@@ -120,7 +136,11 @@ func firstErrno(err error) error {
 }
 
 func (t *Tree) renameOnce(ctx context.Context, c *Cred, r *kml.Record, check func(src, dst child) error) error {
-	defer t.names.lock(r.Parent, r.NewParent)()
+	held, _, _ := t.index.Child(r.NewParent, r.NewName)
+	defer t.names.lock(r.Parent, r.NewParent, held)() // a folder that is replaced must stay empty
+	if now, _, _ := t.index.Child(r.NewParent, r.NewName); now != held {
+		return errAgain
+	}
 	from, err := t.dirs.get(r.Parent)
 	if err != nil {
 		return mapDirErr(err)
@@ -148,6 +168,11 @@ func (t *Tree) renameOnce(ctx context.Context, c *Cred, r *kml.Record, check fun
 		return nil // rename(2): two names of one file, nothing happens
 	}
 	defer t.objs.lock(src.oid, dst.oid)()
+	if dst.oid != 0 {
+		if err := dst.refresh(to.fd, r.NewName); err != nil {
+			return err
+		}
+	}
 	r.OID = src.oid
 	var how uint
 	switch {

@@ -165,12 +165,14 @@ func (t *Tree) cut(o *openObject) error {
 	if !o.dirty.Load() {
 		return nil
 	}
+	// A change of attributes and the store that has its time go one by one.
+	defer t.objs.lock(o.oid)()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return t.cutLocked(o)
 }
 
-// cutLocked is cut for a caller who holds o.mu for writing.
+// cutLocked is cut for a caller who holds the object's lock, and o.mu for writing.
 func (t *Tree) cutLocked(o *openObject) error {
 	if !o.dirty.Load() {
 		return nil

@@ -23,9 +23,13 @@ type place struct {
 // the link jumps straight to the object, whatever its type (proc(5)).
 func (p place) path() string { return "/proc/self/fd/" + strconv.Itoa(p.fd) }
 
-const maxRetry = 4
+// maxRetry bounds how often an operation starts over because others were quicker.
+const maxRetry = 16
 
-var errMismatch = errors.New("disk and index disagree")
+var (
+	errMismatch = errors.New("disk and index disagree")
+	errAgain    = errors.New("changed while it was locked")
+)
 
 // at calls f with the object's place. The folder it was found in is
 // read-locked only while it is looked up, so f may take locks.
@@ -36,6 +40,38 @@ func (t *Tree) at(ctx context.Context, c *Cred, oid kml.OID, f func(p place) err
 	}
 	defer unix.Close(p.fd)
 	return c.as(func() error { return f(p) })
+}
+
+// atLocked is at with the object's lock held, for changes of the inode: it is
+// still the object's when f runs. A folder's entries, which move its times,
+// stay as they are.
+func (t *Tree) atLocked(ctx context.Context, oid kml.OID, f func(p place) error) error {
+	for range maxRetry {
+		stale := false
+		err := t.at(ctx, nil, oid, func(p place) error {
+			defer t.names.lock(oid)()
+			defer t.objs.lock(oid)()
+			if stale = !t.current(p); stale {
+				return nil
+			}
+			return f(p)
+		})
+		if !stale || err != nil {
+			return err
+		}
+	}
+	return syscall.ESTALE
+}
+
+// current reports whether p holds the inode the index has for its object now.
+// One without a name has none but the one that is open.
+func (t *Tree) current(p place) bool {
+	o, err := t.index.Get(p.obj.OID)
+	if err != nil {
+		return errors.Is(err, ErrNotFound)
+	}
+	h, err := HandleAt(p.fd, "")
+	return err == nil && o.is(h)
 }
 
 // open finds oid on disk. The caller closes the descriptor.
@@ -102,7 +138,7 @@ func (o *Object) is(h []byte) bool {
 
 // mismatch turns "not there" into a reason to look at the disk again.
 func mismatch(err error) error {
-	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) || errors.Is(err, errMoved) {
+	if errors.Is(err, ErrNotFound) || errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) || errors.Is(err, errMoved) {
 		return errMismatch
 	}
 	return err
@@ -175,6 +211,33 @@ func (t *Tree) inDir(ctx context.Context, parent kml.OID, name string, write boo
 			return err
 		}
 	}
+	if _, _, known := t.index.Child(parent, name); !known {
+		return syscall.ENOENT // nothing that can be taken in, such as a mount point
+	}
+	return syscall.ESTALE
+}
+
+// inDirEmptied is inDir for writing when name may be a folder that goes: no
+// entry of it can change meanwhile.
+func (t *Tree) inDirEmptied(ctx context.Context, parent kml.OID, name string, f func(dirfd int) error) error {
+	for range maxRetry {
+		err := func() error {
+			oid, _, _ := t.index.Child(parent, name)
+			defer t.names.lock(parent, oid)()
+			if now, _, _ := t.index.Child(parent, name); now != oid {
+				return errAgain
+			}
+			return t.inLocked(parent, f)
+		}()
+		switch {
+		case errors.Is(err, errMismatch):
+			if err := t.reconcileName(ctx, parent, name); err != nil {
+				return err
+			}
+		case !errors.Is(err, errAgain):
+			return err
+		}
+	}
 	return syscall.ESTALE
 }
 
@@ -187,6 +250,11 @@ func (t *Tree) inDirOnce(parent kml.OID, write bool, f func(dirfd int) error) er
 		mu.RLock()
 		defer mu.RUnlock()
 	}
+	return t.inLocked(parent, f)
+}
+
+// inLocked calls f with the descriptor of a folder that the caller has locked.
+func (t *Tree) inLocked(parent kml.OID, f func(dirfd int) error) error {
 	ref, err := t.dirs.get(parent)
 	if err != nil {
 		return mapDirErr(err)

@@ -63,7 +63,7 @@ func (t *Tree) recoverState() (err error) {
 		if err != nil {
 			return fmt.Errorf("intents: slot %d: %w", slot, err)
 		}
-		if err := t.decide(r); err != nil {
+		if err := t.decide(r, moved); err != nil {
 			return fmt.Errorf("intent %v %q: %w", r.Op, r.Name, err)
 		}
 		t.intents.Clear(slot)
@@ -172,7 +172,7 @@ func (t *Tree) adopt(oid kml.OID) error {
 }
 
 // decide settles one intent: was the change made, and is it in the log?
-func (t *Tree) decide(r *kml.Record) error {
+func (t *Tree) decide(r *kml.Record, moved map[kml.OID]bool) error {
 	if r.Origin != (kml.Origin{}) {
 		var done bool
 		if err := t.index.Update(func(b *Batch) error {
@@ -197,7 +197,7 @@ func (t *Tree) decide(r *kml.Record) error {
 	case kml.OpRename:
 		return t.decideRename(r, h)
 	case kml.OpSetattr, kml.OpSetxattr, kml.OpRemovexattr:
-		return t.redo(r)
+		return t.redo(r, moved[r.OID])
 	case kml.OpStore:
 		return t.decideReplace(r, h)
 	}
@@ -327,11 +327,17 @@ func (t *Tree) decideRename(r *kml.Record, inode []byte) error {
 	return t.commitIntent(r, nil)
 }
 
-// redo makes an attribute change again: values are absolute.
-func (t *Tree) redo(r *kml.Record) error {
+// redo makes an attribute change again: values are absolute. moved says that
+// the index may know an older inode of the object.
+func (t *Tree) redo(r *kml.Record, moved bool) error {
 	o, err := t.index.Get(r.OID)
 	if err != nil {
 		return ignore(err, ErrNotFound)
+	}
+	if moved { // the index has yet to learn its inode
+		bare := *o
+		bare.Handle = nil
+		o = &bare
 	}
 	fd, err := t.openNamed(o)
 	if err != nil {

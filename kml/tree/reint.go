@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"syscall"
 
 	"github.com/zeebo/blake3"
@@ -256,7 +257,7 @@ func (t *Tree) replaceOnce(ctx context.Context, c *Cred, r *kml.Record, staged s
 		return err
 	}
 	obj, err := t.index.Get(r.OID)
-	if err != nil || len(t.index.Names(r.OID)) != len(names) {
+	if err != nil || !slices.Equal(t.index.Names(r.OID), names) {
 		return errMismatch
 	}
 	var st unix.Statx_t

@@ -187,6 +187,11 @@ func checkAgrees(t *testing.T, tr *Tree) {
 		}
 		if got != want {
 			t.Errorf("%s: index has\n%+v, disk\n%+v", rel, got, want)
+			for _, r := range records(t, tr) {
+				if r.OID == oid {
+					t.Logf("%s", kml.AppendText(nil, r))
+				}
+			}
 		}
 		if h, _ := HandleAt(unix.AT_FDCWD, path); rel != "." && !bytes.Equal(h, o.Handle) {
 			t.Errorf("%s: index has another inode", rel)

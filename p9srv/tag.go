@@ -144,7 +144,11 @@ func (s *session) release(r *request) {
 
 // sweep forgets a slot that holds nothing. s.mu is held.
 func (s *session) sweep(sl *slot) {
-	if !sl.live && !sl.excl && sl.shared == 0 && len(sl.queue) == 0 {
+	if sl.excl || sl.shared > 0 || len(sl.queue) > 0 {
+		// Somebody's, who may be changing it.
+		return
+	}
+	if !sl.live {
 		delete(s.fids, sl.num)
 	}
 }

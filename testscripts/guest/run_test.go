@@ -52,14 +52,15 @@ func TestScript(t *testing.T) {
 	need(t, Missing())
 	isolate(t)
 	r, err := Run(t.Context(), Config{
-		Script: `echo "out $WORD $(id -u) $(cat /etc/given)"; echo err >&2; grep -w 9p /proc/filesystems; exit 7`,
-		Files:  map[string]string{"/etc/given": "file"},
-		Env:    []string{"WORD=it's here"},
+		Script:  `echo "out $WORD $(id -u) $(cat /etc/given)"; echo err >&2; grep -wE '9p|fuse' /proc/filesystems; exit 7`,
+		Modules: []string{"fuse"},
+		Files:   map[string]string{"/etc/given": "file"},
+		Env:     []string{"WORD=it's here"},
 	})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, r.Console)
 	}
-	if r.Code != 7 || r.Stdout != "out it's here 0 file\nnodev\t9p\n" || r.Stderr != "err\n" {
+	if r.Code != 7 || r.Stdout != "out it's here 0 file\nnodev\t9p\nnodev\tfuse\n" || r.Stderr != "err\n" {
 		t.Errorf("code %d, stdout %q, stderr %q\n%s", r.Code, r.Stdout, r.Stderr, r.Console)
 	}
 }
@@ -88,6 +89,7 @@ func TestBadConfig(t *testing.T) {
 	for name, c := range map[string]Config{
 		"dynamic program": {Binaries: map[string]string{"x": kernelPath}},
 		"absent program":  {Binaries: map[string]string{"x": "/nonexistent"}},
+		"absent module":   {Modules: []string{"nonexistent"}},
 		"path outside":    {Files: map[string]string{"../x": ""}},
 	} {
 		if _, err := Run(t.Context(), c); err == nil {

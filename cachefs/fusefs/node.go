@@ -19,12 +19,16 @@ type node struct {
 	// clean: the object was seen without setuid, setgid and capabilities, and
 	// nothing has changed since.
 	clean atomic.Bool
+	// used: a file was opened through this node.
+	used atomic.Bool
 	// locked: a POSIX lock was asked for through this node, so closes matter.
 	locked atomic.Bool
 	// stale counts changes of contents whose invalidation is on its way.
 	stale atomic.Int32
 	// dir is what makes of a folder depend on; nil when not known.
 	dir atomic.Pointer[dirInfo]
+	// target is a symbolic link's, when it was read with the lookup.
+	target atomic.Pointer[string]
 
 	// The rest is guarded by the mu of its shard.
 

@@ -27,6 +27,7 @@ type raw struct {
 	files files
 	ring  ring
 	queue *queue
+	limbo limbo
 
 	entryFor, attrFor uint64 // seconds
 	entryNs, attrNs   uint32
@@ -63,6 +64,7 @@ func (r *raw) stop() {
 	r.cancelWatch()
 	r.queue.close()
 	r.files.closeAll(r)
+	r.limbo.close()
 }
 
 // Init is called by go-fuse before the first request.
@@ -117,15 +119,15 @@ func join(s uint64, ns uint32) int64 { return int64(s)*1e9 + int64(ns) }
 // entry hands an object out under a name. since is the ring's count before the
 // FS was asked; made says that the kernel will believe the attributes even if
 // it knows newer ones.
-func (r *raw) entry(out *fuse.EntryOut, a *tree.Attr, parent uint64, name string, since uint64, made bool) {
+func (r *raw) entry(out *fuse.EntryOut, a *tree.Attr, parent uint64, name string, since uint64, made bool) *node {
 	n, known := r.nodes.ref(a.OID, parent, name)
 	out.NodeId, out.Generation = n.id, n.gen
 	out.EntryValid, out.EntryValidNsec = r.entryFor, r.entryNs
 	fill(&out.Attr, a)
-	if made && known || r.ring.changed(since, a.OID) {
-		return
+	if !(made && known || r.ring.changed(since, a.OID)) {
+		out.AttrValid, out.AttrValidNsec = r.attrFor, r.attrNs
 	}
-	out.AttrValid, out.AttrValidNsec = r.attrFor, r.attrNs
+	return n
 }
 
 // Forget takes back what entry counted.

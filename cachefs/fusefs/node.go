@@ -1,6 +1,8 @@
 package fusefs
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -255,18 +257,15 @@ func (t *nodes) closed(f *file, writes bool) {
 	delete(f.n.readers, f)
 }
 
-// pinned is an open file that only reads through n, if nobody writes through
-// it; of several, any: they were opened on one version.
-func (t *nodes) pinned(n *node) *file {
+// readersOf are the open files that only read through n; none while somebody
+// writes through it.
+func (t *nodes) readersOf(n *node) []*file {
 	_, mu := t.lock(n.id)
 	defer mu.Unlock()
 	if n.writers > 0 {
 		return nil
 	}
-	for f := range n.readers {
-		return f
-	}
-	return nil
+	return slices.Collect(maps.Keys(n.readers))
 }
 
 // retire leaves n to those who read through it. It returns the names it is

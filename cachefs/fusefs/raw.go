@@ -167,7 +167,7 @@ func (r *raw) attr(c *call, h *fuse.InHeader, n *node, byFile bool, fh uint64) (
 		}
 	}
 	if r.nodes.isRetired(n) {
-		f := r.nodes.pinned(n)
+		f := r.pinned(n)
 		if f == nil {
 			return tree.Attr{}, unix.ESTALE
 		}
@@ -245,16 +245,7 @@ func (r *raw) settle(n *node) bool {
 	if r.nodes.isRetired(n) {
 		return true
 	}
-	f := r.nodes.pinned(n)
-	if f == nil {
-		return false
-	}
-	theirs, err := f.h.Attr(r.base)
-	if err != nil {
-		return false
-	}
-	now, err := r.fs.Getattr(r.base, nil, n.oid)
-	if err != nil || theirs.DataVersion == now.DataVersion {
+	if r.pinned(n) == nil {
 		return false
 	}
 	names, more, ok := r.nodes.retire(n)
@@ -268,6 +259,17 @@ func (r *raw) settle(n *node) bool {
 		r.queue.addAll(n.id)
 	}
 	return true
+}
+
+// pinned is an open file through n that keeps an older version, or nil. While
+// somebody writes through n its pages are the object's.
+func (r *raw) pinned(n *node) *file {
+	for _, f := range r.nodes.readersOf(n) {
+		if p, ok := f.h.(tree.Pinner); ok && p.Pinned() {
+			return f
+		}
+	}
+	return nil
 }
 
 // files is the table of open files and folders, by the number the kernel

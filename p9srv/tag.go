@@ -246,7 +246,7 @@ func (s *session) run(r *request, skip bool) {
 	s.mu.Unlock()
 	s.srv.bufs.put(r.buf)
 	s.q.hold(-r.cost)
-	s.q.flush()
+	s.q.flush(true)
 }
 
 // flush is Tflush: the answer comes when old is over, at once when it has not

@@ -303,10 +303,12 @@ func (t *Tree) changeXattr(ctx context.Context, r *kml.Record, call func(p place
 			return err
 		}
 		err = t.mutate(ctx, mutation{
-			rec:    r,
-			call:   func() error { return call(p) },
-			result: func() error { return unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &after) },
-			index:  func(b *Batch) error { return noteChange(b, r.OID, &after) },
+			rec:  r,
+			call: func() error { return call(p) },
+			result: func() error {
+				return errors.Join(unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &after), settleACL(r, p))
+			},
+			index: func(b *Batch) error { return noteChange(b, r.OID, &after) },
 		})
 		if err != nil || after.Mask == 0 || after.Mode == before.Mode {
 			return err
@@ -315,6 +317,24 @@ func (t *Tree) changeXattr(ctx context.Context, r *kml.Record, call func(p place
 			HadOld: true, Old: kmlAttr(&before), Attr: kmlAttr(&after), Mask: kml.MaskMode}
 		return t.mutate(ctx, mutation{rec: m, call: func() error { return nil }})
 	})
+}
+
+// settleACL makes r say what a file system has made of an ACL: one that says no
+// more than the mode is not kept at all (posix_acl_equiv_mode of the kernel).
+func settleACL(r *kml.Record, p place) error {
+	if r.Op != kml.OpSetxattr || !strings.HasPrefix(r.Name, "system.posix_acl_") {
+		return nil
+	}
+	v, err := p.getxattr(r.Name)
+	switch err {
+	case nil:
+		r.Value = v
+	case unix.ENODATA:
+		r.Op, r.Value = kml.OpRemovexattr, nil
+	default:
+		return err
+	}
+	return nil
 }
 
 // now is the time for records, in the tree's own clock.

@@ -1,8 +1,6 @@
 package fusefs
 
 import (
-	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -21,16 +19,12 @@ type node struct {
 	// clean: the object was seen without setuid, setgid and capabilities, and
 	// nothing has changed since.
 	clean atomic.Bool
-	// used: a file was opened through this node.
-	used atomic.Bool
 	// locked: a POSIX lock was asked for through this node, so closes matter.
 	locked atomic.Bool
 	// stale counts changes of contents whose invalidation is on its way.
 	stale atomic.Int32
 	// dir is what makes of a folder depend on; nil when not known.
 	dir atomic.Pointer[dirInfo]
-	// target is a symbolic link's, when it was read with the lookup.
-	target atomic.Pointer[string]
 
 	// The rest is guarded by the mu of its shard.
 
@@ -257,15 +251,18 @@ func (t *nodes) closed(f *file, writes bool) {
 	delete(f.n.readers, f)
 }
 
-// readersOf are the open files that only read through n; none while somebody
-// writes through it.
-func (t *nodes) readersOf(n *node) []*file {
+// pinned is an open file that only reads through n, if nobody writes through
+// it; of several, any: they were opened on one version.
+func (t *nodes) pinned(n *node) *file {
 	_, mu := t.lock(n.id)
 	defer mu.Unlock()
 	if n.writers > 0 {
 		return nil
 	}
-	return slices.Collect(maps.Keys(n.readers))
+	for f := range n.readers {
+		return f
+	}
+	return nil
 }
 
 // retire leaves n to those who read through it. It returns the names it is

@@ -67,8 +67,7 @@ func Mount(ctx context.Context, mnt string, fs tree.FS, o Options) (*Server, err
 		_, _ = point.unmount(ctx)
 		return nil, fmt.Errorf("%s: %w", mnt, err)
 	}
-	// Requests outlive the mounting, so their context is Background's and ends
-	// with the server.
+	// The mount outlives the call that makes it: Close ends this context.
 	base, quit := context.WithCancel(tree.WithDoor(context.Background(), o.Door))
 	s := &Server{point: point, quit: quit, done: make(chan struct{})}
 	s.raw = newRaw(base, fs, o, dev)
@@ -136,8 +135,7 @@ func (s *Server) shut(ctx context.Context) error {
 	}
 	if err != nil || lazy && !s.point.direct {
 		// Without fusectl only the process's end takes the mount from a user
-		// who holds it. ctx may have ended, which is no reason not to try:
-		// hence Background.
+		// who holds it.
 		ctx, cancel := context.WithTimeout(context.Background(), lastWait)
 		defer cancel()
 		select {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -40,6 +41,9 @@ func Main(env Env) int {
 	ctx, stop := a.watchSignals()
 	defer stop()
 
+	if len(env.Args) > 0 && filepath.Base(env.Args[0]) == mountHelper {
+		return a.mountHelperMain(ctx)
+	}
 	root := a.rootCommand()
 	var args []string
 	if len(env.Args) > 0 {
@@ -55,6 +59,9 @@ func Main(env Env) int {
 
 // complain prints err as "mezzo COMMAND: ...".
 func (a *app) complain(cmd *cobra.Command, err error) {
+	if errors.As(err, new(errSilent)) {
+		return
+	}
 	where := "mezzo"
 	if cmd != nil {
 		where = cmd.CommandPath()

@@ -16,6 +16,8 @@ const (
 	exitUnreachable = 3
 	exitInUse       = 4
 	exitSignal      = 128 // plus the signal's number
+
+	exitMountFailed = 32 // mount(8)'s, for mount.mezzo
 )
 
 // problem is an error a user reads: the thing it is about, what went wrong
@@ -55,9 +57,12 @@ func usagef(format string, args ...any) error {
 func exitCode(err error) int {
 	var p *problem
 	var u *usageError
+	var silent errSilent
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.As(err, &silent):
+		return silent.code
 	case errors.As(err, &u):
 		return exitUsage
 	case errors.As(err, &p) && p.Code != 0:

@@ -19,6 +19,7 @@ func (a *app) commands() []*cobra.Command {
 		a.upCommand(),
 		a.initCommand(),
 		a.serveCommand(),
+		a.mountCommand(),
 		a.statusCommand(),
 		a.logCommand(),
 		a.manCommand(),

@@ -3,87 +3,123 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
+	"io/fs"
 	"net"
+	"os"
+	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
-	"github.com/hugelgupf/p9/linux"
 	"github.com/hugelgupf/p9/p9"
+
+	"github.com/mezzofs/mezzo/p9srv/client"
 )
+
+// dialTimeout is how long a master has to take a connection and to answer the
+// first messages.
+const dialTimeout = 10 * time.Second
 
 // remoteExtension is the extension of a master, over 9P.
 type remoteExtension struct {
-	client *p9.Client
-	root   p9.File
+	conn *client.Conn
+	root *client.Fid
 }
 
-// dialExtension connects to the master at addr.
+// dialExtension connects to the master at addr as the user of this process.
 func (a *app) dialExtension(ctx context.Context, addr address) (extension, error) {
-	d := net.Dialer{Timeout: dialTimeout}
-	conn, err := d.DialContext(ctx, addr.Net, addr.Dial())
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conn, err := client.Dial(ctx, addr.String(), client.Options{})
 	if err != nil {
-		return nil, dialProblem(addr.String(), err)
+		return nil, dialProblem(addr, err)
 	}
-	c, err := p9.NewClient(conn)
+	uid := os.Geteuid()
+	root, err := conn.Attach(ctx, strconv.Itoa(uid), p9.UID(uid), "")
 	if err != nil {
 		conn.Close()
-		return nil, &problem{Thing: addr.String(), Err: fmt.Errorf("not a 9P server: %w", err), Remedy: "is that the address of a mezzo master?", Code: exitUnreachable}
+		return nil, dialProblem(addr, err)
 	}
-	root, err := c.Attach("/")
-	if err != nil {
-		c.Close()
-		return nil, &problem{Thing: addr.String(), Err: fmt.Errorf("attach: %w", wireError(err)), Code: exitUnreachable}
-	}
-	return &remoteExtension{c, root}, nil
+	return &remoteExtension{conn, root}, nil
 }
 
-func (r *remoteExtension) open(_ context.Context, name string, write bool) (extensionFile, error) {
-	_, f, err := r.root.Walk(append([]string{stateDir}, strings.Split(name, "/")...))
+func (r *remoteExtension) open(ctx context.Context, name string, write bool) (extensionFile, error) {
+	f, _, err := r.root.Walk(ctx, append([]string{stateDir}, strings.Split(name, "/")...)...)
 	if err != nil {
-		return nil, wireError(err)
+		return nil, err
 	}
 	mode := p9.ReadOnly
 	if write {
 		mode = p9.ReadWrite
 	}
-	if _, _, err := f.Open(mode); err != nil {
-		return nil, errors.Join(wireError(err), f.Close())
+	if _, err := f.Open(ctx, mode); err != nil {
+		return nil, errors.Join(err, f.Clunk(ctx))
 	}
-	return &remoteFile{file: f}, nil
+	return &remoteFile{ctx: ctx, fid: f}, nil
 }
 
-// remoteFile gives a file over 9P the one position that the others have.
+func (r *remoteExtension) Close() error { return r.conn.Close() }
+
+// remoteFile gives a file over 9P the one position that files have, and the
+// context of its opening.
 type remoteFile struct {
-	file p9.File
-	off  int64
+	ctx context.Context
+	fid *client.Fid
+	off int64
 }
 
 func (f *remoteFile) Read(p []byte) (int, error) {
-	n, err := f.file.ReadAt(p, f.off)
+	n, err := f.fid.Read(f.ctx, p, f.off)
 	f.off += int64(n)
 	if n == 0 && err == nil && len(p) > 0 {
 		err = io.EOF
 	}
-	return n, wireError(err)
+	return n, err
 }
 
 func (f *remoteFile) Write(p []byte) (int, error) {
-	n, err := f.file.WriteAt(p, f.off)
+	n, err := f.fid.WriteAt(f.ctx, p, f.off)
 	f.off += int64(n)
-	return n, wireError(err)
+	return n, err
 }
 
-func (f *remoteFile) Close() error { return f.file.Close() }
+func (f *remoteFile) Close() error { return f.fid.Clunk(f.ctx) }
 
-func (r *remoteExtension) Close() error { return errors.Join(r.root.Close(), r.client.Close()) }
-
-// wireError is an error of the wire as the system's own number.
-func wireError(err error) error {
-	var e linux.Errno
-	if errors.As(err, &e) {
-		return syscall.Errno(e)
+// dialProblem says why no master answers at addr, or why it does not let this
+// user in.
+func dialProblem(addr address, err error) error {
+	p := &problem{Thing: addr.String(), Err: err, Code: exitUnreachable}
+	var op *net.OpError
+	var sys *os.SyscallError
+	var version *client.VersionError
+	var refused *client.Error
+	switch {
+	case errors.Is(err, client.ErrNot9P):
+		p.Err, p.Remedy = client.ErrNot9P, "is that the address of a mezzo master?"
+	case errors.As(err, &version):
+		p.Err, p.Remedy = errors.New("speaks 9P, but refuses the version 9P2000.L: it offers "+strconv.Quote(version.Got)), "a mezzo master is needed"
+	case errors.As(err, &refused):
+		p.Err = refused
+		if errors.Is(refused, fs.ErrPermission) {
+			p.Remedy = "run it as the user who serves, or as root on the same machine"
+		}
+	case errors.As(err, &op):
+		p.Err = op.Err
+		if errors.As(op.Err, &sys) {
+			p.Err = sys.Err
+		}
+	case errors.As(err, &sys):
+		p.Err = sys.Err
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		p.Err = errors.New("does not answer")
 	}
-	return err
+	switch {
+	case p.Remedy != "":
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOENT), p.Err.Error() == "does not answer":
+		p.Remedy = "is mezzo serve or mezzo up running there?"
+	case errors.Is(err, fs.ErrPermission):
+		p.Remedy = "run it as the user who serves, or as root"
+	}
+	return p
 }

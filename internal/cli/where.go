@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // stateDir is the name of the state folder of a fileset, and of the journal
@@ -139,23 +137,4 @@ func readWhole(ctx context.Context, x extension, name string, w io.Writer) error
 		return fmt.Errorf("%s/%s: %w", stateDir, name, err)
 	}
 	return nil
-}
-
-// dialTimeout is how long a master has to take a connection.
-const dialTimeout = 10 * time.Second
-
-// dialProblem says why no master answers at addr.
-func dialProblem(addr string, err error) error {
-	p := &problem{Thing: addr, Err: err, Code: exitUnreachable}
-	var op *net.OpError
-	if errors.As(err, &op) {
-		p.Err = op.Err
-	}
-	switch {
-	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOENT):
-		p.Remedy = "is mezzo serve or mezzo up running there?"
-	case errors.Is(err, fs.ErrPermission):
-		p.Remedy = "run it as the user who serves, or as root"
-	}
-	return p
 }

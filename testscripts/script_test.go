@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -60,6 +61,9 @@ func TestScripts(t *testing.T) {
 	})
 }
 
+// envKey finds the environment of a script's programs.
+type envKey struct{}
+
 func setup(env *testscript.Env) error {
 	home := filepath.Join(env.WorkDir, "home")
 	if err := os.Mkdir(home, 0o755); err != nil {
@@ -68,7 +72,7 @@ func setup(env *testscript.Env) error {
 	for _, kv := range [][2]string{
 		{mark, env.WorkDir}, {"HOME", home}, {"XDG_CACHE_HOME", filepath.Join(home, "cache")},
 		{"XDG_RUNTIME_DIR", filepath.Join(home, "run")}, {"TMPDIR", filepath.Join(env.WorkDir, ".tmp")},
-		{"GOCACHE", filepath.Join(home, "gocache")}, {"GOFLAGS", "-mod=mod"}, {"GOTOOLCHAIN", "local"},
+		{"GOCACHE", goCache()}, {"GOFLAGS", "-mod=mod"}, {"GOTOOLCHAIN", "local"},
 		{"GIT_CONFIG_GLOBAL", filepath.Join(home, "gitconfig")}, {"GIT_CONFIG_NOSYSTEM", "1"},
 	} {
 		env.Setenv(kv[0], kv[1])
@@ -85,8 +89,19 @@ func setup(env *testscript.Env) error {
 		return err
 	}
 	env.Setenv("PORT", port)
+	env.Values[envKey{}] = slices.Clone(env.Vars)
 	env.Defer(func() { sweep(env.WorkDir) })
 	return nil
+}
+
+// goCache is the build cache of who runs the tests: a cold one would build the
+// standard library again.
+func goCache() string {
+	out, err := exec.Command("go", "env", "GOCACHE").Output()
+	if err != nil {
+		return os.TempDir()
+	}
+	return strings.TrimSpace(string(out))
 }
 
 // freePort is a TCP port that was free a moment ago.
@@ -241,10 +256,28 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 0 {
 		ts.Fatalf("usage: [!] await [-t SECONDS] COMMAND [ARG...]")
 	}
+	var out []byte
 	var err error
-	if !poll(d, func() bool { err = ts.Exec(args[0], args[1:]...); return (err == nil) != neg }) {
-		ts.Fatalf("await %q: not within %v: %v", args, d, err)
+	if !poll(d, func() bool { out, err = attempt(ts, args); return (err == nil) != neg }) {
+		ts.Fatalf("await %q: not within %v: %v\n%s", args, d, err, out)
 	}
+}
+
+// attempt runs a program, or compares two trees, without a word in the log.
+func attempt(ts *testscript.TestScript, args []string) ([]byte, error) {
+	if args[0] == "sametree" && len(args) == 3 {
+		diffs, err := treeDifferences(ts.MkAbs(args[1]), ts.MkAbs(args[2]))
+		if err == nil && len(diffs) > 0 {
+			err = fmt.Errorf("%d differences\n%s", len(diffs), strings.Join(diffs[:min(20, len(diffs))], "\n"))
+		}
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Dir = ts.MkAbs(".")
+	cmd.Env = ts.Value(envKey{}).([]string)
+	return cmd.CombinedOutput()
 }
 
 func awaitGrep(ts *testscript.TestScript, neg bool, args []string) {
@@ -270,15 +303,15 @@ func awaitMount(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: [!] awaitmount [-t SECONDS] MNT")
 	}
 	point := ts.MkAbs(args[0])
-	if !poll(d, func() bool {
-		var here, above unix.Stat_t
-		if unix.Stat(point, &here) != nil || unix.Stat(filepath.Dir(point), &above) != nil {
-			return false
-		}
-		return (here.Dev != above.Dev) != neg
-	}) {
+	if !poll(d, func() bool { return mounted(point) != neg }) {
 		ts.Fatalf("awaitmount %s: not within %v", args[0], d)
 	}
+}
+
+// mounted says whether something that answers is mounted at point.
+func mounted(point string) bool {
+	var here, above unix.Stat_t
+	return unix.Stat(point, &here) == nil && unix.Stat(filepath.Dir(point), &above) == nil && here.Dev != above.Dev
 }
 
 func awaitGone(ts *testscript.TestScript, neg bool, args []string) {

@@ -1,6 +1,7 @@
 package tree
 
 import (
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mezzofs/mezzo/internal/testutil"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -199,4 +201,67 @@ func TestEditsWhileRunningAreWatched(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A folder that was removed and made again behind the tree's back keeps its oid
+// and those of its names, although the tree still holds the old folder open.
+func TestFolderMadeAgainIsTheSame(t *testing.T) {
+	dir := t.TempDir()
+	ok(t, Init(dir, Options{}))
+	tr, err := Open(dir, Options{NoWatch: true})
+	ok(t, err)
+	t.Cleanup(func() { ok(t, tr.Close()) })
+	d := must[Attr](t)(tr.Mkdir(ctx, nil, kml.RootOID, "d", 0o755))
+	f := put(t, tr, d.OID, "f", "old")
+	shell(t, dir, "rm -r d; mkdir d; echo newer >d/f")
+	_, err = tr.Lookup(ctx, nil, d.OID, "f")
+	wantErr(t, err, unix.ESTALE)
+	if x := must[Attr](t)(tr.Lookup(ctx, nil, kml.RootOID, "d")); x.OID != d.OID {
+		t.Errorf("the folder is %v, was %v", x.OID, d.OID)
+	}
+	x := must[Attr](t)(tr.Lookup(ctx, nil, d.OID, "f"))
+	if x.OID != f.OID || x.Size != 6 {
+		t.Errorf("the file is %v of %d bytes, was %v: %s", x.OID, x.Size, f.OID, logOps(t, tr))
+	}
+	checkAgrees(t, tr)
+	checkReplay(t, tr)
+}
+
+// While the tree is used, a scan that runs all the time finds nothing foreign.
+func TestScanFindsNothingInOwnChanges(t *testing.T) {
+	dir := t.TempDir()
+	ok(t, Init(dir, Options{}))
+	tr, err := Open(dir, Options{NoWatch: true, StoreIdle: 5 * time.Millisecond})
+	ok(t, err)
+	t.Cleanup(func() { ok(t, tr.Close()) })
+	stop, stopped := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				stopped <- nil
+				return
+			default:
+				if err := tr.Scan(ctx); err != nil {
+					stopped <- err
+					return
+				}
+			}
+		}
+	}()
+	rnd := testutil.Rand(t)
+	w := &worker{tr: tr, rnd: rand.New(rand.NewPCG(rnd.Uint64(), 1)), dirs: []kml.OID{kml.RootOID}, quiet: true}
+	w.site = must[Site](t)(tr.Enrol("h", 0, []byte("k")))
+	for i := range 1000 {
+		ok(t, w.step(i))
+	}
+	close(stop)
+	ok(t, <-stopped)
+	for _, r := range records(t, tr) {
+		if r.Flags&kml.FlagForeign != 0 {
+			t.Errorf("%v of %v %q is said to be foreign: %+v", r.Op, r.OID, r.Name, r)
+		}
+	}
+	checkAgrees(t, tr)
+	checkReplay(t, tr)
 }

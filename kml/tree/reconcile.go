@@ -15,11 +15,17 @@ import (
 // name that is gone, an object renamed to here, an editor's save, changed
 // contents or attributes. It takes the locks it needs; the caller holds none.
 func (t *Tree) reconcileName(ctx context.Context, parent kml.OID, name string) error {
+	return t.reconcileWritten(ctx, parent, name, false)
+}
+
+// reconcileWritten is reconcileName for a name whose file was, with wrote, seen
+// to be written: that is a store although size and mtime may be as before.
+func (t *Tree) reconcileWritten(ctx context.Context, parent kml.OID, name string, wrote bool) error {
 	if checkName(parent, name) != nil {
 		return nil
 	}
 	for range maxRetry {
-		sub, again, err := t.reconcileOnce(ctx, parent, name)
+		sub, again, err := t.reconcileOnce(ctx, parent, name, wrote)
 		if err != nil {
 			return err
 		}
@@ -39,9 +45,15 @@ func (t *Tree) reconcileName(ctx context.Context, parent kml.OID, name string) e
 
 // reconcileOnce settles one name. sub is a folder that is new or came from
 // elsewhere, whose entries are to be looked at; again asks for another look.
-func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string) (sub kml.OID, again bool, err error) {
+func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string, wrote bool) (sub kml.OID, again bool, err error) {
+	// With the name, what it holds is locked: a folder's time changes with its
+	// own names.
 	oid, _, known := t.index.Child(parent, name)
-	unlock := t.names.lock(parent)
+	unlock := t.names.lock(parent, oid)
+	if now, _, _ := t.index.Child(parent, name); now != oid {
+		unlock()
+		return 0, true, nil
+	}
 	ref, err := t.dirs.get(parent)
 	if err != nil {
 		unlock()
@@ -59,6 +71,12 @@ func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string) (
 		if !known {
 			return 0, false, nil
 		}
+		if removed(ref.fd) {
+			// Not the name went but its folder: the folder's own name tells what
+			// is there now.
+			t.dirs.forget(parent)
+			return 0, false, syscall.ESTALE
+		}
 		return 0, false, t.foreignRemove(ctx, ref.fd, Name{parent, name}, oid)
 	}
 	if err != nil {
@@ -71,7 +89,7 @@ func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string) (
 	obj := t.objectFor(&st, handle)
 	switch {
 	case known && obj != nil && obj.OID == oid:
-		return 0, false, t.foreignChange(ctx, p, obj, &st)
+		return 0, false, t.foreignChange(ctx, p, obj.OID, wrote)
 	case obj != nil:
 		// The inode is known under other names: a link, or a rename to here.
 		from, gone := t.goneName(obj)
@@ -95,7 +113,11 @@ func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string) (
 			return 0, false, err
 		}
 		if old.Attr.Mode&unix.S_IFMT == uint32(st.Mode)&unix.S_IFMT && !t.livesElsewhere(old, Name{parent, name}) {
-			return t.foreignSave(ctx, p, old, &st, handle)
+			sub, again, err := t.foreignSave(ctx, p, old, &st, handle)
+			if err == nil { // its folder's time went with it, and no record of ours says so
+				err = t.foreignChange(ctx, place{fd: ref.fd}, parent, false)
+			}
+			return sub, again, err
 		}
 		if err := t.foreignRemove(ctx, ref.fd, Name{parent, name}, oid); err != nil {
 			return 0, false, err
@@ -361,24 +383,31 @@ func (t *Tree) newInode(oid kml.OID) {
 	}
 }
 
-// foreignChange compares an object with what the index saw last.
-func (t *Tree) foreignChange(ctx context.Context, p place, o *Object, st *unix.Statx_t) error {
-	if open := t.objects.find(o.OID); open != nil {
-		dirty := open.dirty.Load()
-		t.objects.release(open)
-		if dirty {
+// foreignChange compares the object behind p with what the index saw last. The
+// object is held still meanwhile, so that no change of our own, which is on disk
+// before it is in the index, is taken for another's.
+func (t *Tree) foreignChange(ctx context.Context, p place, oid kml.OID, wrote bool) error {
+	defer t.objs.lock(oid)()
+	if open := t.objects.find(oid); open != nil {
+		defer t.objects.release(open)
+		open.mu.Lock()
+		defer open.mu.Unlock()
+		if open.dirty.Load() {
 			return nil // its store will be cut anyway
 		}
 	}
-	defer t.objs.lock(o.OID)()
-	o, err := t.index.Get(o.OID)
+	o, err := t.index.Get(oid)
 	if err != nil {
 		return ignore(err, ErrNotFound)
+	}
+	st := new(unix.Statx_t)
+	if err := unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, st); err != nil {
+		return err
 	}
 	if o.Fp == fingerprint(st) {
 		return nil
 	}
-	if uint32(st.Mode)&unix.S_IFMT == unix.S_IFREG && (o.Fp.Size != st.Size || o.Fp.Mtime != nsOf(st.Mtime)) {
+	if uint32(st.Mode)&unix.S_IFMT == unix.S_IFREG && (wrote || o.Fp.Size != st.Size || o.Fp.Mtime != nsOf(st.Mtime)) {
 		r := t.record(nil, kml.OpStore)
 		r.OID, r.Base.Pos = o.OID, o.DataVersion
 		r.Attr = kml.Attr{Size: st.Size, Mtime: nsOf(st.Mtime)}
@@ -390,6 +419,12 @@ func (t *Tree) foreignChange(ctx context.Context, p place, o *Object, st *unix.S
 		}
 	}
 	return t.foreignAttrs(ctx, p, o, st)
+}
+
+// removed reports whether the folder behind a descriptor has no name any more.
+func removed(fd int) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && st.Nlink == 0
 }
 
 // foreignAttrs journals a difference in mode, owner or a folder's time.
@@ -420,7 +455,19 @@ func (t *Tree) reconcileDir(ctx context.Context, oid kml.OID, deep bool) error {
 			return err
 		}
 	}
-	return nil
+	return t.reconcileFolder(ctx, oid)
+}
+
+// reconcileFolder compares a folder itself. Other folders are looked at by
+// their names; the root has none.
+func (t *Tree) reconcileFolder(ctx context.Context, oid kml.OID) error {
+	defer t.names.lock(oid)()
+	ref, err := t.dirs.get(oid)
+	if err != nil {
+		return ignore(mapDirErr(err), syscall.ESTALE)
+	}
+	defer ref.release()
+	return t.foreignChange(ctx, place{fd: ref.fd}, oid, false)
 }
 
 // reconcilePresent is reconcileDir for the names on disk; it collects the others.

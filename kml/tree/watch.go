@@ -35,9 +35,15 @@ type watcher struct {
 
 	mu      sync.Mutex
 	folders map[string]kml.OID // perDir: handles of the marked folders
-	pending map[Name]time.Time // where to look, and not before when
+	pending map[Name]sight     // where to look
 	scan    bool               // the kernel lost events
 	wake    chan struct{}
+}
+
+// sight is what events said of a name.
+type sight struct {
+	when  time.Time // look not before
+	wrote bool      // contents were written
 }
 
 const (
@@ -60,7 +66,7 @@ func (t *Tree) watchDir() error {
 	if err != nil {
 		return fmt.Errorf("fanotify_init: %w", err)
 	}
-	w := &watcher{t: t, fd: fd, pid: int32(os.Getpid()), pending: make(map[Name]time.Time),
+	w := &watcher{t: t, fd: fd, pid: int32(os.Getpid()), pending: make(map[Name]sight),
 		folders: make(map[string]kml.OID), wake: make(chan struct{}, 1)}
 	if err := w.markAll(); err != nil {
 		unix.Close(fd)
@@ -226,7 +232,7 @@ func (w *watcher) info(mask uint64, b []byte) {
 	default:
 		when = when.Add(settleTime)
 	}
-	w.note(Name{Parent: parent, Name: string(name)}, when)
+	w.note(Name{Parent: parent, Name: string(name)}, sight{when, mask&unix.FAN_MODIFY != 0})
 }
 
 // resolve finds the folder a handle means.
@@ -269,20 +275,21 @@ func (w *watcher) resolve(h []byte) (kml.OID, error) {
 // maxPending bounds what is remembered; more than that is a scan.
 const maxPending = 64 << 10
 
-func (w *watcher) note(n Name, when time.Time) {
+func (w *watcher) note(n Name, s sight) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.pending) >= maxPending {
-		w.scan, w.pending = true, make(map[Name]time.Time)
+		w.scan, w.pending = true, make(map[Name]sight)
 	}
-	w.pending[n] = when
+	s.wrote = s.wrote || w.pending[n].wrote
+	w.pending[n] = s
 	w.signal()
 }
 
 func (w *watcher) lost() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.scan, w.pending = true, make(map[Name]time.Time)
+	w.scan, w.pending = true, make(map[Name]sight)
 	w.signal()
 }
 
@@ -312,9 +319,9 @@ func (w *watcher) look() {
 		// What is there comes first, so that a name that is gone is seen to
 		// have moved and not to have been removed.
 		var gone []Name
-		for _, n := range due {
+		for n, wrote := range due {
 			if w.t.onDisk(n) {
-				w.report(w.t.reconcileName(w.t.ctx, n.Parent, n.Name), n)
+				w.report(w.t.reconcileWritten(w.t.ctx, n.Parent, n.Name, wrote), n)
 			} else {
 				gone = append(gone, n)
 			}
@@ -328,14 +335,16 @@ func (w *watcher) look() {
 	}
 }
 
-// due takes what may be looked at now, and says when the rest may.
-func (w *watcher) due(now time.Time) (names []Name, scan bool, next time.Duration) {
+// due takes what may be looked at now, with whether it was written, and says
+// when the rest may.
+func (w *watcher) due(now time.Time) (names map[Name]bool, scan bool, next time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for n, when := range w.pending {
-		d := when.Sub(now)
+	names = make(map[Name]bool)
+	for n, s := range w.pending {
+		d := s.when.Sub(now)
 		if d <= 0 {
-			names = append(names, n)
+			names[n] = s.wrote
 			delete(w.pending, n)
 		} else if next == 0 || d < next {
 			next = d

@@ -27,6 +27,7 @@ import (
 const (
 	crashDir  = "MEZZO_TEST_CRASH_DIR"
 	crashSeed = "MEZZO_TEST_CRASH_SEED"
+	crashInit = "MEZZO_TEST_CRASH_INIT" // it makes the fileset instead
 )
 
 func TestMain(m *testing.M) {
@@ -45,6 +46,9 @@ func TestMain(m *testing.M) {
 func work(dir string, seed uint64) error {
 	if err := fault.Arm(os.Getenv(fault.Env)); err != nil {
 		return err
+	}
+	if os.Getenv(crashInit) != "" {
+		return Init(dir, Options{NoWatch: true})
 	}
 	tr, err := Open(dir, Options{StoreIdle: 5 * time.Millisecond, SyncEvery: 50 * time.Millisecond})
 	if err != nil {

@@ -35,6 +35,7 @@ var (
 	ErrIsFileset  = errors.New("is a fileset already")
 	ErrNotFileset = errors.New("is not a fileset (make it one with: mezzo init)")
 	ErrInside     = errors.New("is inside a fileset")
+	ErrHolds      = errors.New("belongs to another fileset, and a fileset cannot hold one")
 	ErrForeign    = errors.New("has a .mezzo of somebody else's; rename it first")
 )
 
@@ -187,6 +188,9 @@ func (s *State) fill(fs *Fileset) error {
 
 // filesetAbove is the fileset that dir lies in, if any.
 func filesetAbove(dir string) string {
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real
+	}
 	for up := filepath.Dir(dir); ; up = filepath.Dir(up) {
 		if _, err := os.Stat(filepath.Join(up, ExtDirName, "fileset.json")); err == nil {
 			return up

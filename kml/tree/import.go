@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -88,6 +90,11 @@ func (im *importer) entry(dirfd int, parent kml.OID, name, path string) error {
 		return nil
 	}
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if isDir && name == ExtDirName {
+		if _, err := readFileset(p.path()); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s%s: %w", im.t.dir, path, ErrHolds)
+		}
+	}
 	r := im.t.record(nil, opFor(uint32(st.Mode)))
 	r.Parent, r.Name = parent, name
 	r.UID, r.GID = st.Uid, st.Gid
@@ -138,6 +145,7 @@ func (im *importer) flush() error {
 	if len(im.recs) == 0 {
 		return nil
 	}
+	fault.Point("tree.import")
 	t := im.t
 	t.jmu.Lock()
 	defer t.jmu.Unlock()

@@ -28,7 +28,8 @@ func create(dir string, o Options) (t *Tree, err error) {
 		return nil, err
 	}
 	if err := t.begin(); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: init: %w", dir, err), t.Close())
+		// The folder is left as it was found.
+		return nil, errors.Join(fmt.Errorf("%s: init: %w", dir, err), t.Close(), os.RemoveAll(st.Path()))
 	}
 	return t, nil
 }

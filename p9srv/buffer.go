@@ -37,13 +37,3 @@ func (p *buffers) put(b []byte) {
 	b = b[:0]
 	p.classes[c-minClass].Put(&b)
 }
-
-// grow returns b with room for n more bytes, taking a larger slice if needed.
-func (p *buffers) grow(b []byte, n int) []byte {
-	if cap(b)-len(b) >= n {
-		return b
-	}
-	g := append(p.get(max(len(b)+n, 2*len(b))), b...)
-	p.put(b)
-	return g
-}

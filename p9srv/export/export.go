@@ -111,7 +111,7 @@ func (e *Export) AttachAs(ctx context.Context, u p9srv.User, aname string) (p9.F
 
 func (e *Export) attach(who Identity, c *tree.Cred, aname string) (p9.File, error) {
 	s := &session{e: e, id: e.sessions.Add(1), who: who, cred: c, root: kml.RootOID}
-	who.Session = s.id
+	who.Session, who.ReadOnly = s.id, e.o.ReadOnly
 	// The session's operations that come without a context of their own end when
 	// the disk does.
 	s.ctx = WithIdentity(tree.WithDoor(context.Background(), e.o.Door), who)

@@ -16,6 +16,8 @@ type Identity struct {
 	Peer    string // address of the other end
 	Proven  bool   // the transport proved UID
 	Session uint64 // number of the attach
+
+	ReadOnly bool // the front end takes no changes
 }
 
 type identityKey struct{}

@@ -348,3 +348,17 @@ func TestLogTextIsTakenUpAgain(t *testing.T) {
 		t.Fatalf("%q", again)
 	}
 }
+
+func TestReadOnlyTakesNoRecords(t *testing.T) {
+	m := newMaster(t, JournalOptions{})
+	root := as(t, New(m.t, Options{Ext: m.j, ReadOnly: true}), me(), "")
+	if _, _, err := walk(t, root, tree.ExtDirName, "reint").Open(p9.ReadWrite); !is(err, syscall.EROFS) {
+		t.Fatal(err)
+	}
+	if _, _, _, err := walk(t, root, tree.ExtDirName, "stage").Create("1-1", p9.ReadWrite, 0, 0, 0); !is(err, syscall.EROFS) {
+		t.Fatal(err)
+	}
+	if _, _, err := walk(t, root, tree.ExtDirName, "feed").Open(p9.ReadWrite); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -34,7 +34,6 @@ type reintHandle struct {
 	ctx    context.Context // ends with the handle, the journal, or a newer session
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when the session has ended
-	start  sync.Once
 }
 
 // decoder is the writing half: a stream of bytes by offset.
@@ -232,9 +231,7 @@ func (h *reintHandle) session() {
 	o := &h.out
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if err != nil {
-		o.b, _ = h.failure(o.b, err)
-	}
+	o.b, _ = h.failure(o.b, err)
 	o.ended = true
 	token(o.more)
 }

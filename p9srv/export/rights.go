@@ -85,6 +85,9 @@ func (j *Journal) may(ctx context.Context, c *tree.Cred, need Rights, file strin
 	if err := j.ctx.Err(); err != nil {
 		return id, syscall.ESHUTDOWN
 	}
+	if id.ReadOnly && need&(RightWrite|RightAdmin) != 0 {
+		return id, syscall.EROFS
+	}
 	if j.rights(id)&need != 0 {
 		return id, nil
 	}

@@ -23,6 +23,7 @@ type reintSession struct {
 	ended chan struct{}
 }
 
+// serve ends with an error, whatever ends it.
 func (s *reintSession) serve() error {
 	m, err := s.h.next()
 	if err != nil {

@@ -103,7 +103,7 @@ func (c *Client) Settle(ctx context.Context, s *tree.Store) error {
 		p.mu.Lock()
 		e, queued := p.find(s)
 		moved := p.moved
-		over := e == nil || e.decided
+		over := e == nil || e.decided && applied(e.out)
 		var seq uint64
 		if e != nil && !queued {
 			seq = e.seq
@@ -156,7 +156,8 @@ func (c *Client) drain(ctx context.Context) error {
 		p.mu.Lock()
 		left := len(p.queue)
 		for _, e := range p.sent {
-			if !e.decided || applied(e.out) && !e.returned && e.out.Status != feed.Duplicate {
+			// What was refused is here until its bytes are in a safe place.
+			if !e.decided || !applied(e.out) || !e.returned && e.out.Status != feed.Duplicate {
 				left++
 			}
 		}

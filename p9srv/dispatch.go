@@ -267,7 +267,7 @@ func (c *call) reserve(n int) {
 	s := c.s
 	if c.ctx == nil && c.from > 0 {
 		s.send(c.out[:c.from])
-		s.q.flush()
+		s.q.flush(false)
 	} else {
 		s.srv.bufs.put(c.out)
 	}

@@ -172,6 +172,9 @@ func (c *call) renameAt(oldName, newName string) error {
 			return err
 		}
 	}
+	if from.place != nil && from.place.into(oldName, to.place) {
+		return syscall.EINVAL
+	}
 	if err := c.bind(from.file).RenameAt(oldName, to.file, newName); err != nil {
 		return err
 	}
@@ -225,6 +228,9 @@ func (c *call) renameFid(name string) error {
 		return syscall.EBUSY
 	}
 	old := f.place.node.name
+	if parent.into(old, to.place) {
+		return syscall.EINVAL
+	}
 	if err := parent.file.RenameAt(old, to.file, name); err != nil {
 		return err
 	}

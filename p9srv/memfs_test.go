@@ -363,10 +363,23 @@ func (f *memfile) RenameAt(oldName string, dir p9.File, newName string) error {
 	if n == nil {
 		return syscall.ENOENT
 	}
+	if n.above(to) {
+		return syscall.EINVAL
+	}
 	delete(f.n.kids, oldName)
 	to.kids[newName] = n
 	n.parent, n.name = to, newName
 	return nil
+}
+
+// above says that to is n or under it.
+func (n *memnode) above(to *memnode) bool {
+	for ; to != n; to = to.parent {
+		if to == to.parent {
+			return false
+		}
+	}
+	return true
 }
 
 // Rename is what Trename calls on Concurrent Files.
@@ -375,6 +388,9 @@ func (f *memfile) Rename(dir p9.File, name string) error {
 	defer f.t.mu.Unlock()
 	if f.n == f.t.root {
 		return syscall.EBUSY
+	}
+	if f.n.above(memfileOf(dir).n) {
+		return syscall.EINVAL
 	}
 	delete(f.n.parent.kids, f.n.name)
 	f.n.parent, f.n.name = memfileOf(dir).n, name

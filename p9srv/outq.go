@@ -3,7 +3,6 @@ package p9srv
 import (
 	"errors"
 	"io"
-	"net"
 	"sync"
 	"syscall"
 	"time"
@@ -49,49 +48,84 @@ func (q *outq) add(b []byte) {
 	q.size += len(b)
 }
 
-// flush writes what is queued, if nobody else does.
-func (q *outq) flush() {
+// flush writes what is queued, if nobody else does. With wait it may take as
+// long as the client does; without, what the descriptor does not take at once
+// is left to another goroutine.
+func (q *outq) flush(wait bool) {
 	q.mu.Lock()
 	if q.busy || q.dead || len(q.pend) == 0 {
 		q.mu.Unlock()
 		return
 	}
 	q.busy = true
-	if q.raw == nil {
-		q.owner.Add(1)
+	b := batch{bufs: q.pend}
+	q.pend = nil
+	if q.raw != nil {
 		q.mu.Unlock()
-		go q.drain(nil)
-		return
-	}
-	for len(q.pend) > 0 && !q.dead {
-		batch := q.pend
-		q.pend = nil
-		q.mu.Unlock()
-		rest, err := q.tryWrite(batch)
-		if err == nil && len(rest) > 0 {
-			q.owner.Add(1)
-			go q.drain(rest)
-			return
-		}
-		if err != nil {
-			q.die(err)
-			return
+		for {
+			if err := q.tryWrite(&b); err != nil {
+				q.die(err)
+				return
+			}
+			if len(b.bufs) > 0 {
+				break
+			}
+			if b = q.more(); len(b.bufs) == 0 {
+				return
+			}
 		}
 		q.mu.Lock()
 	}
-	q.busy = false
+	if wait {
+		q.mu.Unlock()
+		q.drain(b)
+		return
+	}
+	q.owner.Add(1)
 	q.mu.Unlock()
+	go func() {
+		defer q.owner.Done()
+		q.drain(b)
+	}()
+}
+
+// batch is buffers being written; off bytes of the first are.
+type batch struct {
+	bufs [][]byte
+	off  int
 }
 
 // maxVec is how many buffers one writev takes.
-const maxVec = 64
+const maxVec = 16
 
-// tryWrite writes a batch without waiting. It returns what the descriptor did
-// not take.
-func (q *outq) tryWrite(batch [][]byte) (rest [][]byte, err error) {
-	for len(batch) > 0 {
+// vec is what to write next.
+func (b *batch) vec(room *[maxVec][]byte) [][]byte {
+	n := copy(room[:], b.bufs)
+	room[0] = room[0][b.off:]
+	return room[:n]
+}
+
+// more is what was queued meanwhile; when that is nothing, nobody writes any
+// more.
+func (q *outq) more() batch {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	b := batch{bufs: q.pend}
+	q.pend = nil
+	if len(b.bufs) == 0 || q.dead {
+		q.busy = false
+		return batch{}
+	}
+	return b
+}
+
+// tryWrite writes without waiting. b keeps what the descriptor did not take.
+func (q *outq) tryWrite(b *batch) error {
+	for len(b.bufs) > 0 {
 		var n int
-		vec := batch[:min(len(batch), maxVec)]
+		var err error
+		var room [maxVec][]byte
+		vec := b.vec(&room)
 		cerr := q.raw.Write(func(fd uintptr) bool {
 			for {
 				if len(vec) == 1 {
@@ -108,67 +142,47 @@ func (q *outq) tryWrite(batch [][]byte) (rest [][]byte, err error) {
 			err = cerr
 		}
 		if errors.Is(err, unix.EAGAIN) {
-			return batch, nil
+			return nil
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		q.count.writes.Add(1)
-		batch = q.took(batch, n)
+		q.took(b, n)
 	}
-	return nil, nil
+	return nil
 }
 
-// took accounts for n bytes written from the front of batch.
-func (q *outq) took(batch [][]byte, n int) [][]byte {
+// took accounts for n bytes written from the front of b.
+func (q *outq) took(b *batch, n int) {
 	q.count.bytesOut.Add(uint64(n))
 	q.mu.Lock()
 	q.size -= n
 	q.room.Broadcast()
 	q.mu.Unlock()
-	for n > 0 && n >= len(batch[0]) {
-		n -= len(batch[0])
-		q.bufs.put(batch[0])
-		batch = batch[1:]
+	b.off += n
+	for len(b.bufs) > 0 && b.off >= len(b.bufs[0]) {
+		b.off -= len(b.bufs[0])
+		q.bufs.put(b.bufs[0])
+		b.bufs = b.bufs[1:]
 	}
-	if n > 0 {
-		// The front of a pooled buffer may be cut off: its capacity then says
-		// that it is none of the pool's.
-		batch[0] = batch[0][n:]
-	}
-	return batch
 }
 
 // drain writes with waiting until nothing is left.
-func (q *outq) drain(batch [][]byte) {
-	defer q.owner.Done()
+func (q *outq) drain(b batch) {
 	for {
-		for len(batch) > 0 {
-			var n int
-			var err error
-			if c, ok := q.conn.(net.Conn); ok && len(batch) > 1 && q.raw != nil {
-				vec := net.Buffers(append([][]byte(nil), batch...))
-				var n64 int64
-				n64, err = vec.WriteTo(c)
-				n = int(n64)
-			} else {
-				n, err = q.conn.Write(batch[0])
-			}
+		for len(b.bufs) > 0 {
+			n, err := q.conn.Write(b.bufs[0][b.off:])
 			q.count.writes.Add(1)
-			batch = q.took(batch, n)
+			q.took(&b, n)
 			if err != nil {
 				q.die(err)
 				return
 			}
 		}
-		q.mu.Lock()
-		if len(q.pend) == 0 || q.dead {
-			q.busy = false
-			q.mu.Unlock()
+		if b = q.more(); len(b.bufs) == 0 {
 			return
 		}
-		batch, q.pend = q.pend, nil
-		q.mu.Unlock()
 	}
 }
 

@@ -223,6 +223,20 @@ func (n *node) markGone() {
 	}
 }
 
+// into says that a name in pl stands for to or a folder above it: it cannot be
+// moved there. tree.names is held.
+func (pl *place) into(name string, to *place) bool {
+	pl.tree.mu.Lock()
+	defer pl.tree.mu.Unlock()
+	k := pl.node.kids[name]
+	for n := to.node; n != nil && k != nil; n = n.parent {
+		if n == k {
+			return true
+		}
+	}
+	return false
+}
+
 // renamed moves the node of a name and tells the Files in it and below.
 // tree.names is held for writing.
 func (pl *place) renamed(oldName string, to *place, newName string) {

@@ -287,7 +287,7 @@ func (s *session) flushOut() {
 	if len(s.out) > 0 {
 		s.send(s.out)
 		s.out = nil
-		s.q.flush()
+		s.q.flush(false)
 	} else if s.out != nil {
 		s.srv.bufs.put(s.out)
 		s.out = nil

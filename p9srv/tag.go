@@ -144,7 +144,11 @@ func (s *session) release(r *request) {
 
 // sweep forgets a slot that holds nothing. s.mu is held.
 func (s *session) sweep(sl *slot) {
-	if !sl.live && !sl.excl && sl.shared == 0 && len(sl.queue) == 0 {
+	if sl.excl || sl.shared > 0 || len(sl.queue) > 0 {
+		// Somebody's, who may be changing it.
+		return
+	}
+	if !sl.live {
 		delete(s.fids, sl.num)
 	}
 }
@@ -242,7 +246,7 @@ func (s *session) run(r *request, skip bool) {
 	s.mu.Unlock()
 	s.srv.bufs.put(r.buf)
 	s.q.hold(-r.cost)
-	s.q.flush()
+	s.q.flush(true)
 }
 
 // flush is Tflush: the answer comes when old is over, at once when it has not

@@ -195,6 +195,8 @@ var scenarios = map[string][]wire.Msg{
 		&wire.Trenameat{OldDFID: root, OldName: "z", NewDFID: 1, NewName: "y"},
 		&wire.Trenameat{OldDFID: root, OldName: "f", NewDFID: 2, NewName: "h"}, // over another
 		walk(2, 9, "h"), &wire.Tgetattr{FID: 9},
+		&wire.Trenameat{OldDFID: root, OldName: "z", NewDFID: 2, NewName: "z"}, // into itself
+		&wire.Trename{FID: 3, DFID: 2, Name: "z"},
 	},
 	"xattr": {
 		version(), attach(),

@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"errors"
 	"log/slog"
 	"sync"
 
@@ -72,6 +73,11 @@ func (r *raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 		}
 	}
 	h, err := r.fs.Open(c, cred(&in.InHeader), n.oid, flags)
+	if errors.Is(err, unix.ESTALE) && flags&(unix.O_ACCMODE|unix.O_TRUNC) == unix.O_RDONLY {
+		if h = r.limbo.take(n.oid); h != nil {
+			err = nil
+		}
+	}
 	if err != nil {
 		return r.status("open", err)
 	}
@@ -82,6 +88,7 @@ func (r *raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 // opened enters a new handle and says how the kernel may treat it.
 func (r *raw) opened(n *node, h tree.Handle, flags int, out *fuse.OpenOut) {
 	f := &file{n: n, h: h, writes: flags&unix.O_ACCMODE != unix.O_RDONLY}
+	n.used.Store(true)
 	r.nodes.opened(f, f.writes)
 	out.Fh = r.files.put(f)
 	// Pages of older contents that wait for their invalidation must not be
@@ -116,8 +123,7 @@ func (r *raw) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 	if err != nil {
 		return r.status("create", err)
 	}
-	r.entry(&out.EntryOut, &a, p.id, name, since, true)
-	n := r.nodes.get(out.NodeId)
+	n := r.entry(&out.EntryOut, &a, p.id, name, since, true)
 	r.opened(n, h, flags, &out.OpenOut)
 	return fuse.OK
 }

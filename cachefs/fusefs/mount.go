@@ -236,7 +236,7 @@ func (m mountpoint) unmount(ctx context.Context) (lazy bool, err error) {
 		case <-time.After(time.Duration(5<<try) * time.Millisecond):
 		}
 	}
-	// The lazy way does not wait, so ctx has no say in it.
+	// The lazy way does not wait, so ctx has no say in it: hence Background.
 	if err = m.detach(context.Background(), true); err != nil {
 		return true, fmt.Errorf("%s: %w", m.path, err)
 	}
@@ -276,7 +276,7 @@ func (m mountpoint) abort() error {
 	err := os.WriteFile(p, []byte("1"), 0)
 	if errors.Is(err, os.ErrNotExist) {
 		if m.direct && m.mounted() {
-			// Forced, it waits for nothing that a context could end.
+			// It does not wait: hence Background.
 			return m.detach(context.Background(), true)
 		}
 		return nil

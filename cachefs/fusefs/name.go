@@ -28,7 +28,7 @@ func (r *raw) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out 
 		return r.extRoot(c, out)
 	}
 	since := r.ring.now()
-	a, err := r.fs.Lookup(c, cred(h), p.oid, name)
+	a, target, err := r.find(c, h, p, name)
 	if errors.Is(err, unix.ENOENT) {
 		// No node id: the kernel keeps that there is nothing.
 		out.EntryValid, out.EntryValidNsec = r.entryFor, r.entryNs
@@ -37,8 +37,34 @@ func (r *raw) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out 
 	if err != nil {
 		return r.status("lookup", err)
 	}
-	r.entry(out, &a, p.id, name, since, false)
+	n := r.entry(out, &a, p.id, name, since, false)
+	if target != nil {
+		n.target.Store(target)
+	}
 	return fuse.OK
+}
+
+// find looks a name up, and a link's target with it: the kernel asks for that
+// next, and by then a link that is being replaced may be gone.
+func (r *raw) find(c *call, h *fuse.InHeader, p *node, name string) (a tree.Attr, target *string, err error) {
+	const tries = 10
+	for range tries {
+		a, err = r.fs.Lookup(c, cred(h), p.oid, name)
+		if err != nil || a.Mode&unix.S_IFMT != unix.S_IFLNK {
+			return a, nil, err
+		}
+		if n := r.nodes.current(a.OID); n != nil && n.target.Load() != nil {
+			return a, nil, nil
+		}
+		var s string
+		if s, err = r.fs.Readlink(c, cred(h), a.OID); err == nil {
+			return a, &s, nil
+		}
+		if !errors.Is(err, unix.ESTALE) && !errors.Is(err, unix.ENOENT) {
+			break
+		}
+	}
+	return a, nil, err
 }
 
 // dirInfo is what new objects in a folder depend on.
@@ -146,6 +172,9 @@ func (r *raw) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.S
 	if st != fuse.OK {
 		return nil, st
 	}
+	if t := n.target.Load(); t != nil {
+		return []byte(*t), fuse.OK
+	}
 	target, err := r.fs.Readlink(c, cred(h), n.oid)
 	return []byte(target), r.status("readlink", err)
 }
@@ -215,5 +244,13 @@ func (r *raw) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to string)
 	if in.Flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
 		return fuse.EINVAL // RENAME_WHITEOUT
 	}
-	return r.status("rename", r.fs.Rename(c, cred(&in.InHeader), p.oid, from, q.oid, to, in.Flags))
+	var victim tree.Handle
+	if in.Flags == 0 {
+		victim = r.victim(c, q.oid, to)
+	}
+	err := r.fs.Rename(c, cred(&in.InHeader), p.oid, from, q.oid, to, in.Flags)
+	if victim != nil {
+		r.limbo.keep(victim)
+	}
+	return r.status("rename", err)
 }

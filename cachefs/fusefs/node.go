@@ -1,6 +1,8 @@
 package fusefs
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -19,12 +21,16 @@ type node struct {
 	// clean: the object was seen without setuid, setgid and capabilities, and
 	// nothing has changed since.
 	clean atomic.Bool
+	// used: a file was opened through this node.
+	used atomic.Bool
 	// locked: a POSIX lock was asked for through this node, so closes matter.
 	locked atomic.Bool
 	// stale counts changes of contents whose invalidation is on its way.
 	stale atomic.Int32
 	// dir is what makes of a folder depend on; nil when not known.
 	dir atomic.Pointer[dirInfo]
+	// target is a symbolic link's, when it was read with the lookup.
+	target atomic.Pointer[string]
 
 	// The rest is guarded by the mu of its shard.
 
@@ -251,18 +257,15 @@ func (t *nodes) closed(f *file, writes bool) {
 	delete(f.n.readers, f)
 }
 
-// pinned is an open file that only reads through n, if nobody writes through
-// it; of several, any: they were opened on one version.
-func (t *nodes) pinned(n *node) *file {
+// readersOf are the open files that only read through n; none while somebody
+// writes through it.
+func (t *nodes) readersOf(n *node) []*file {
 	_, mu := t.lock(n.id)
 	defer mu.Unlock()
 	if n.writers > 0 {
 		return nil
 	}
-	for f := range n.readers {
-		return f
-	}
-	return nil
+	return slices.Collect(maps.Keys(n.readers))
 }
 
 // retire leaves n to those who read through it. It returns the names it is

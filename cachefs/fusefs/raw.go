@@ -27,6 +27,7 @@ type raw struct {
 	files files
 	ring  ring
 	queue *queue
+	limbo limbo
 
 	entryFor, attrFor uint64 // seconds
 	entryNs, attrNs   uint32
@@ -63,6 +64,7 @@ func (r *raw) stop() {
 	r.cancelWatch()
 	r.queue.close()
 	r.files.closeAll(r)
+	r.limbo.close()
 }
 
 // Init is called by go-fuse before the first request.
@@ -117,15 +119,15 @@ func join(s uint64, ns uint32) int64 { return int64(s)*1e9 + int64(ns) }
 // entry hands an object out under a name. since is the ring's count before the
 // FS was asked; made says that the kernel will believe the attributes even if
 // it knows newer ones.
-func (r *raw) entry(out *fuse.EntryOut, a *tree.Attr, parent uint64, name string, since uint64, made bool) {
+func (r *raw) entry(out *fuse.EntryOut, a *tree.Attr, parent uint64, name string, since uint64, made bool) *node {
 	n, known := r.nodes.ref(a.OID, parent, name)
 	out.NodeId, out.Generation = n.id, n.gen
 	out.EntryValid, out.EntryValidNsec = r.entryFor, r.entryNs
 	fill(&out.Attr, a)
-	if made && known || r.ring.changed(since, a.OID) {
-		return
+	if !(made && known || r.ring.changed(since, a.OID)) {
+		out.AttrValid, out.AttrValidNsec = r.attrFor, r.attrNs
 	}
-	out.AttrValid, out.AttrValidNsec = r.attrFor, r.attrNs
+	return n
 }
 
 // Forget takes back what entry counted.
@@ -165,7 +167,7 @@ func (r *raw) attr(c *call, h *fuse.InHeader, n *node, byFile bool, fh uint64) (
 		}
 	}
 	if r.nodes.isRetired(n) {
-		f := r.nodes.pinned(n)
+		f := r.pinned(n)
 		if f == nil {
 			return tree.Attr{}, unix.ESTALE
 		}
@@ -243,16 +245,7 @@ func (r *raw) settle(n *node) bool {
 	if r.nodes.isRetired(n) {
 		return true
 	}
-	f := r.nodes.pinned(n)
-	if f == nil {
-		return false
-	}
-	theirs, err := f.h.Attr(r.base)
-	if err != nil {
-		return false
-	}
-	now, err := r.fs.Getattr(r.base, nil, n.oid)
-	if err != nil || theirs.DataVersion == now.DataVersion {
+	if r.pinned(n) == nil {
 		return false
 	}
 	names, more, ok := r.nodes.retire(n)
@@ -266,6 +259,17 @@ func (r *raw) settle(n *node) bool {
 		r.queue.addAll(n.id)
 	}
 	return true
+}
+
+// pinned is an open file through n that keeps an older version, or nil. While
+// somebody writes through n its pages are the object's.
+func (r *raw) pinned(n *node) *file {
+	for _, f := range r.nodes.readersOf(n) {
+		if p, ok := f.h.(tree.Pinner); ok && p.Pinned() {
+			return f
+		}
+	}
+	return nil
 }
 
 // files is the table of open files and folders, by the number the kernel

@@ -67,7 +67,8 @@ func Mount(ctx context.Context, mnt string, fs tree.FS, o Options) (*Server, err
 		_, _ = point.unmount(ctx)
 		return nil, fmt.Errorf("%s: %w", mnt, err)
 	}
-	// The mount outlives the call that makes it: Close ends this context.
+	// Requests outlive the mounting, so their context is Background's and ends
+	// with the server.
 	base, quit := context.WithCancel(tree.WithDoor(context.Background(), o.Door))
 	s := &Server{point: point, quit: quit, done: make(chan struct{})}
 	s.raw = newRaw(base, fs, o, dev)
@@ -135,7 +136,8 @@ func (s *Server) shut(ctx context.Context) error {
 	}
 	if err != nil || lazy && !s.point.direct {
 		// Without fusectl only the process's end takes the mount from a user
-		// who holds it.
+		// who holds it. ctx may have ended, which is no reason not to try:
+		// hence Background.
 		ctx, cancel := context.WithTimeout(context.Background(), lastWait)
 		defer cancel()
 		select {

@@ -75,9 +75,31 @@ func (h *cacheHandle) writable() bool { return h.flags&unix.O_ACCMODE != unix.O_
 // OID is Handle.OID.
 func (h *cacheHandle) OID() kml.OID { return h.o.oid }
 
+// Pinned is Pinner.Pinned.
+func (h *cacheHandle) Pinned() bool {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	h.o.mu.RLock()
+	defer h.o.mu.RUnlock()
+	return !h.writable() && h.fd >= 0 && h.fgen != h.o.fgen
+}
+
 // Attr is Handle.Attr.
 func (h *cacheHandle) Attr(ctx context.Context) (Attr, error) {
-	return h.c.Getattr(ctx, nil, h.o.oid)
+	a, err := h.c.Getattr(ctx, nil, h.o.oid)
+	if err != nil || !h.Pinned() {
+		return a, err
+	}
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if h.vf != nil {
+		a.Size, a.DataVersion = h.vf.size, uint64(h.vf.version)
+		return a, nil
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(h.fd, &st)
+	a.Size = uint64(st.Size)
+	return a, err
 }
 
 // stale is true when fd is no longer what h should use. The caller holds o.mu.

@@ -57,3 +57,11 @@ type ExtMaker interface {
 type Syncer interface {
 	Fsync(ctx context.Context, datasync bool) error
 }
+
+// Pinner is a Handle that knows whether it keeps contents its object has left
+// behind: Pinned is true from the moment they are replaced, and Attr then gives
+// the size and, as far as it is known, the DataVersion of what the handle
+// reads. A front end finds it by assertion; a Handle without it follows.
+type Pinner interface {
+	Pinned() bool
+}

@@ -92,6 +92,9 @@ func (h *handle) writable() bool { return h.flags&unix.O_ACCMODE != unix.O_RDONL
 // OID is Handle.OID.
 func (h *handle) OID() kml.OID { return h.obj.oid }
 
+// Pinned is Pinner.Pinned.
+func (h *handle) Pinned() bool { return !h.writable() && h.gen.Load() != h.obj.gen.Load() }
+
 // Attr is Handle.Attr.
 func (h *handle) Attr(ctx context.Context) (Attr, error) {
 	if h.writable() {

@@ -95,6 +95,8 @@ func (c *Conn) roundTrip(ctx context.Context, r request) error {
 		return nil
 	case errors.Is(k.err, errFlushed):
 		return context.Cause(ctx)
+	case k.err == error(syscall.EINTR) && ctx.Err() != nil:
+		return context.Cause(ctx) // the server's word for a flush that cut the request short
 	}
 	var errno syscall.Errno
 	if errors.As(k.err, &errno) && k.err == error(errno) {

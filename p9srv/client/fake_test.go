@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -126,6 +128,40 @@ func TestGreeting(t *testing.T) {
 		if err == nil || !tc.want(err) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+func TestDialErrors(t *testing.T) {
+	testutil.CheckLeaks(t)
+	sock := filepath.Join(t.TempDir(), "sock")
+	_, err := Dial(t.Context(), "unix!"+sock, Options{})
+	if want := "unix!" + sock + ": connect: no such file or directory"; err == nil || err.Error() != want || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no socket: %v", err)
+	}
+	if _, err := Dial(t.Context(), "nonsense", Options{}); err == nil {
+		t.Error("bad address: no error")
+	}
+	ln, err := net.Listen("unix", sock) // takes connections and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	stop := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	go func() {
+		conn, err := ln.Accept()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		(&fake{t: t, conn: conn}).recv()
+		cancel(stop)
+		io.Copy(io.Discard, conn)
+		conn.Close()
+	}()
+	var ended *ConnError
+	if _, err := Dial(ctx, sock, Options{}); !errors.Is(err, stop) || !errors.As(err, &ended) {
+		t.Errorf("canceled during the greeting: %v", err)
 	}
 }
 

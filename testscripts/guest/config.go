@@ -9,7 +9,8 @@ import (
 type Config struct {
 	// Script is run by busybox sh as root in /, with every busybox applet on
 	// the path, /proc, /sys, /dev and a tmpfs on /tmp mounted, the loopback
-	// device up and standard input empty.
+	// device up and standard input empty. The root folder itself has no file
+	// handles (name_to_handle_at(2)); /tmp has.
 	Script string
 
 	// Files are put into the root folder: path to contents. A file under
@@ -19,6 +20,10 @@ type Config struct {
 	// Binaries are copied to /bin: name to path on the host. They must be
 	// static, as those of Build are.
 	Binaries map[string]string
+
+	// Modules names kernel modules to load besides those of 9P, such as
+	// "fuse", in this order; one's dependencies come before it.
+	Modules []string
 
 	// Forward gives the guest a network and carries connections to a TCP port
 	// of $HOST to an address on the host, "unix!PATH" or "tcp!HOST!PORT". It

@@ -68,6 +68,16 @@ func buildRoot(dir string, c Config) error {
 		}
 		loaded = append(loaded, m)
 	}
+	for _, m := range c.Modules {
+		path, err := modulePath(m)
+		if err != nil {
+			return err
+		}
+		if err := copyFile(filepath.Join(dir, "lib/modules", m+".ko"), path, 0o644); err != nil {
+			return err
+		}
+		loaded = append(loaded, m)
+	}
 	for name, path := range c.Binaries {
 		static, err := isStatic(path)
 		if err != nil {

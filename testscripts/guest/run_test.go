@@ -12,6 +12,8 @@ import (
 
 	"github.com/hugelgupf/p9/fsimpl/localfs"
 	"github.com/hugelgupf/p9/p9"
+
+	"github.com/mezzofs/mezzo/p9srv"
 )
 
 func need(t *testing.T, lack string) {
@@ -50,14 +52,15 @@ func TestScript(t *testing.T) {
 	need(t, Missing())
 	isolate(t)
 	r, err := Run(t.Context(), Config{
-		Script: `echo "out $WORD $(id -u) $(cat /etc/given)"; echo err >&2; grep -w 9p /proc/filesystems; exit 7`,
-		Files:  map[string]string{"/etc/given": "file"},
-		Env:    []string{"WORD=it's here"},
+		Script:  `echo "out $WORD $(id -u) $(cat /etc/given)"; echo err >&2; grep -wE '9p|fuse' /proc/filesystems; exit 7`,
+		Modules: []string{"fuse"},
+		Files:   map[string]string{"/etc/given": "file"},
+		Env:     []string{"WORD=it's here"},
 	})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, r.Console)
 	}
-	if r.Code != 7 || r.Stdout != "out it's here 0 file\nnodev\t9p\n" || r.Stderr != "err\n" {
+	if r.Code != 7 || r.Stdout != "out it's here 0 file\nnodev\t9p\nnodev\tfuse\n" || r.Stderr != "err\n" {
 		t.Errorf("code %d, stdout %q, stderr %q\n%s", r.Code, r.Stdout, r.Stderr, r.Console)
 	}
 }
@@ -86,6 +89,7 @@ func TestBadConfig(t *testing.T) {
 	for name, c := range map[string]Config{
 		"dynamic program": {Binaries: map[string]string{"x": kernelPath}},
 		"absent program":  {Binaries: map[string]string{"x": "/nonexistent"}},
+		"absent module":   {Modules: []string{"nonexistent"}},
 		"path outside":    {Files: map[string]string{"../x": ""}},
 	} {
 		if _, err := Run(t.Context(), c); err == nil {
@@ -127,6 +131,55 @@ umount /mnt`,
 	}
 	if fi, err := os.Stat(filepath.Join(dir, "dir")); err != nil || !fi.IsDir() {
 		t.Errorf("dir: %v, %v", fi, err)
+	}
+}
+
+// TestMountOfOurs mounts this project's server in the host and has the kernel
+// use it as a folder.
+func TestMountOfOurs(t *testing.T) {
+	need(t, MissingNet())
+	isolate(t)
+	dir := t.TempDir()
+	addr := "unix!" + filepath.Join(t.TempDir(), "sock")
+	ln, err := p9srv.Listen(t.Context(), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := p9srv.New(localfs.Attacher(dir), p9srv.Options{})
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(context.WithoutCancel(t.Context()), ln) }()
+	t.Cleanup(func() {
+		if err := errors.Join(srv.Close(), <-served); err != nil {
+			t.Error(err)
+		}
+	})
+	r, err := Run(t.Context(), Config{
+		Script: `set -e
+mount -t 9p -o trans=tcp,port=5640,version=9p2000.L,msize=262144,cache=none $HOST /mnt
+cd /mnt
+mkdir -p a/b
+head -c 3000000 /dev/urandom >a/b/big
+cp a/b/big copy
+cmp a/b/big copy
+mv copy a/moved
+ln a/moved a/hard
+ln -s moved a/soft
+cmp a/soft a/b/big
+i=0; while [ $i -lt 100 ]; do echo $i >a/f$i; i=$((i+1)); done
+ls a | wc -l
+rm a/f*
+ls a
+cat a/absent 2>/dev/null && exit 9
+rmdir a/b 2>/dev/null && exit 9
+cd /
+umount /mnt`,
+		Forward: map[int]string{5640: addr},
+	})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, r.Console)
+	}
+	if r.Code != 0 || r.Stdout != "104\nb\nhard\nmoved\nsoft\n" {
+		t.Errorf("code %d, stdout %q, stderr %q\n%s", r.Code, r.Stdout, r.Stderr, r.Console)
 	}
 }
 

@@ -369,17 +369,24 @@ func (c *Client) setattr(ctx context.Context, cred *tree.Cred, oid kml.OID, s tr
 	r.OID, r.HadOld = oid, true
 	r.Old = kml.Attr{Mode: a.Mode, UID: a.UID, GID: a.GID, Mtime: a.Mtime}
 	r.Attr = r.Old
-	if s.Mask&tree.SetMode != 0 {
-		r.Attr.Mode, r.Mask = a.Mode&unix.S_IFMT|s.Mode&07777, r.Mask|kml.MaskMode
+	// What is as asked for already needs no record: tar sets owner and mode of
+	// every file it has just made. An owner that is set takes the set-id bits
+	// away, so it does not count as unchanged while there are any.
+	setid := a.Mode&(unix.S_ISUID|unix.S_ISGID) != 0
+	if mode := a.Mode&unix.S_IFMT | s.Mode&07777; s.Mask&tree.SetMode != 0 && (mode != a.Mode || setid) {
+		r.Attr.Mode, r.Mask = mode, r.Mask|kml.MaskMode
 	}
-	if s.Mask&tree.SetUID != 0 {
+	if s.Mask&tree.SetUID != 0 && (s.UID != a.UID || setid) {
 		r.Attr.UID, r.Mask = s.UID, r.Mask|kml.MaskUID
 	}
-	if s.Mask&tree.SetGID != 0 {
+	if s.Mask&tree.SetGID != 0 && (s.GID != a.GID || setid) {
 		r.Attr.GID, r.Mask = s.GID, r.Mask|kml.MaskGID
 	}
-	if s.Mask&tree.SetMtime != 0 {
+	if s.Mask&tree.SetMtime != 0 && s.Mtime != a.Mtime {
 		r.Attr.Mtime, r.Mask = s.Mtime, r.Mask|kml.MaskMtime
+	}
+	if r.Mask == 0 {
+		return nil, nil
 	}
 	return r, nil
 }

@@ -168,7 +168,7 @@ func (c *Client) setAside(e *entry) (kept string, err error) {
 	return "; its bytes are kept in " + path, nil
 }
 
-// setAsideAll gives up everything that waits to be sent.
+// setAsideAll gives up everything that waits to be sent. The caller has the turn.
 func (c *Client) setAsideAll(why string) error {
 	if err := c.freezeAll(); err != nil && !errors.Is(err, syscall.EHOSTDOWN) {
 		return err

@@ -45,6 +45,6 @@
 // sends. Listings and fetches run for whoever asks, shared by those who ask for
 // the same. All end with Close.
 //
-// Lock order: the cache's locks, pusher.mu, outbox.mu. Client.mu is taken under
+// Lock order: pusher.turn, the cache's locks, pusher.mu, outbox.mu. Client.mu is taken under
 // none of them and none is taken under it but the cache's cursor.
 package cachefs

@@ -134,6 +134,8 @@ type proxy struct {
 	// limit, when positive, is how many more bytes go to the master before
 	// everything is cut.
 	limit int64
+	// frozen, when not nil, is closed when bytes go on again.
+	frozen chan struct{}
 }
 
 func newProxy(t *testing.T, target string) *proxy {
@@ -182,6 +184,12 @@ func (p *proxy) pipe(dst, src net.Conn, up bool) {
 	buf := make([]byte, 4096)
 	for {
 		n, err := src.Read(buf)
+		p.mu.Lock()
+		frozen := p.frozen
+		p.mu.Unlock()
+		if frozen != nil {
+			<-frozen
+		}
 		if up {
 			p.mu.Lock()
 			cut := false
@@ -212,6 +220,18 @@ func (p *proxy) cut(shut bool) {
 		c.Close()
 	}
 	clear(p.conns)
+}
+
+// freeze holds all bytes back, or lets them go on.
+func (p *proxy) freeze(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if on && p.frozen == nil {
+		p.frozen = make(chan struct{})
+	} else if !on && p.frozen != nil {
+		close(p.frozen)
+		p.frozen = nil
+	}
 }
 
 func (p *proxy) open() {

@@ -24,6 +24,9 @@ import (
 // then decided by the master, then back in the feed and durable, and forgotten.
 type pusher struct {
 	kick chan struct{}
+	// turn is held by who freezes, sends or settles entries: pushLoop, and run
+	// between two links.
+	turn sync.Mutex
 
 	mu    sync.Mutex
 	queue []*entry // not frozen
@@ -138,14 +141,20 @@ func (c *Client) pushLoop() {
 		case <-c.ctx.Done():
 			return
 		}
-		if err := c.freezeAll(); err != nil {
-			c.log.Error("changes cannot be kept in the outbox; they are tried again", "path", c.out.dir, "err", err)
-			time.AfterFunc(time.Second, c.push.wake)
-			continue
-		}
-		if up := c.current(); up != nil {
-			c.sendAll(up)
-		}
+		c.pushOnce()
+	}
+}
+
+func (c *Client) pushOnce() {
+	c.push.turn.Lock()
+	defer c.push.turn.Unlock()
+	if err := c.freezeAll(); err != nil {
+		c.log.Error("changes cannot be kept in the outbox; they are tried again", "path", c.out.dir, "err", err)
+		time.AfterFunc(time.Second, c.push.wake)
+		return
+	}
+	if up := c.current(); up != nil {
+		c.sendAll(up)
 	}
 }
 

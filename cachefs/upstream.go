@@ -246,6 +246,11 @@ func (c *Client) remember(up *upstream) error {
 func (c *Client) otherFileset(up *upstream) error {
 	fs := c.cache.State().Fileset()
 	c.log.Warn("another fileset is served there; the cache starts anew", "addr", c.o.Addr, "fileset", up.greet.Fileset, "was", fs.UUID)
+	if err := c.cache.CutAll(); err != nil {
+		return err
+	}
+	c.push.turn.Lock()
+	defer c.push.turn.Unlock()
 	if err := c.setAsideAll("made for fileset " + fs.UUID); err != nil {
 		return err
 	}
@@ -290,6 +295,8 @@ func (c *Client) openReint(ctx context.Context, up *upstream) error {
 	if err := c.out.above(w.LastSeq); err != nil {
 		return err
 	}
+	c.push.turn.Lock()
+	defer c.push.turn.Unlock()
 	if fs.Site != 0 && fs.Site != w.Site {
 		c.log.Warn("the master takes this cache for a copy and gave it a site number of its own", "site", w.Site, "was", fs.Site)
 		return c.renumber(w.Site)

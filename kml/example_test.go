@@ -3,7 +3,6 @@ package kml_test
 import (
 	"context"
 	"fmt"
-	"log"
 	"os"
 	"path/filepath"
 
@@ -14,21 +13,25 @@ import (
 func ExampleLog_Append() {
 	dir, err := os.MkdirTemp("", "kml")
 	if err != nil {
-		log.Fatal(err)
+		fmt.Println(err)
+		return
 	}
 	defer os.RemoveAll(dir)
 	l, err := kml.Open(filepath.Join(dir, "kml"), kml.Options{})
 	if err != nil {
-		log.Fatal(err)
+		fmt.Println(err)
+		return
 	}
 	defer l.Close()
 	r := &kml.Record{Op: kml.OpMkdir, OID: kml.MakeOID(1, 2), Parent: kml.RootOID, Name: "src",
 		Attr: kml.Attr{Mode: 0o40755}, Time: 1}
 	if err := l.Append(r); err != nil {
-		log.Fatal(err)
+		fmt.Println(err)
+		return
 	}
 	if err := l.Commit(); err != nil {
-		log.Fatal(err)
+		fmt.Println(err)
+		return
 	}
 	fmt.Println(string(kml.AppendText(nil, r)))
 	fmt.Println("durable:", l.Durable())
@@ -41,17 +44,20 @@ func ExampleLog_Append() {
 func ExampleReader_Next() {
 	dir, err := os.MkdirTemp("", "kml")
 	if err != nil {
-		log.Fatal(err)
+		fmt.Println(err)
+		return
 	}
 	defer os.RemoveAll(dir)
 	l, err := kml.Open(filepath.Join(dir, "kml"), kml.Options{})
 	if err != nil {
-		log.Fatal(err)
+		fmt.Println(err)
+		return
 	}
 	defer l.Close()
 	r, err := l.ReaderAfter(l.End())
 	if err != nil {
-		log.Fatal(err)
+		fmt.Println(err)
+		return
 	}
 	defer r.Close()
 	done := make(chan struct{})
@@ -60,14 +66,16 @@ func ExampleReader_Next() {
 		for range 2 {
 			rec, err := r.Next(context.Background())
 			if err != nil {
-				log.Fatal(err)
+				fmt.Println(err)
+				return
 			}
 			fmt.Println(rec.Pos, rec.Op, rec.Name)
 		}
 	}()
 	for _, name := range []string{"a", "b"} {
 		if err := l.Append(&kml.Record{Op: kml.OpCreate, Parent: kml.RootOID, Name: name}); err != nil {
-			log.Fatal(err)
+			fmt.Println(err)
+			return
 		}
 	}
 	<-done

@@ -165,8 +165,9 @@ func TestKilledAnywhere(t *testing.T) {
 	if testutil.Long() {
 		rounds = 60
 	}
-	rnd := testutil.Rand(t)
+	seeds := testutil.Rand(t)
 	for _, p := range points {
+		rnd := rand.New(rand.NewPCG(seeds.Uint64(), 1)) // its own: they run side by side
 		t.Run(p, func(t *testing.T) {
 			t.Parallel()
 			for range rounds {

@@ -103,8 +103,7 @@ func (s *session) dispatch(frame []byte) error {
 			s.refuse(h.Tag, err)
 			return nil
 		}
-		s.flush(h.Tag, m.OldTag)
-		return nil
+		return s.flush(h.Tag, m.OldTag)
 	}
 	p, ok, err := planOf(h.Type, body)
 	if !ok {
@@ -119,7 +118,7 @@ func (s *session) dispatch(frame []byte) error {
 	s.mu.Lock()
 	if len(s.tags) > 0 && s.tags[h.Tag] != nil {
 		s.mu.Unlock()
-		return fmt.Errorf("%w: tag %d is in use", ErrProtocol, h.Tag)
+		return errTag(h.Tag)
 	}
 	if err := s.find(c, p); err != nil {
 		s.mu.Unlock()

@@ -197,7 +197,7 @@ func TestChaos(t *testing.T) {
 		rounds = 20000
 	}
 	for i := range rounds {
-		for _, kind := range []string{"plain", "concurrent", "inplace"} {
+		for _, kind := range []string{"plain", "concurrent", "inplace", "fickle"} {
 			s := session(t, kind, c.script(300, i%2 == 1))
 			// A sound script is taken to its end.
 			if i%2 == 0 && s.Requests != 302 {

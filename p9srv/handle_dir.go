@@ -81,7 +81,7 @@ func (c *call) entries(sl *slot, offset uint64, count uint32, add func(p9.Dirent
 	switch {
 	case offset == 0 && d.used:
 		// Many Files can be read only once: go back with a fresh one.
-		if err := d.rewind(sl); err != nil {
+		if err := d.rewind(c, sl); err != nil {
 			return err
 		}
 	case offset != d.next:
@@ -89,7 +89,7 @@ func (c *call) entries(sl *slot, offset uint64, count uint32, add func(p9.Dirent
 	}
 	d.next = offset
 	if d.file != nil {
-		f = d.file
+		f = c.bind(d.file)
 	}
 	for {
 		for len(d.left) > 0 {
@@ -127,12 +127,12 @@ func direntType(d p9.Dirent) uint8 {
 }
 
 // rewind opens a folder anew.
-func (d *dirState) rewind(sl *slot) error {
-	_, f, err := sl.file.Walk(nil)
+func (d *dirState) rewind(c *call, sl *slot) error {
+	_, f, err := c.bind(sl.file).Walk(nil)
 	if err != nil {
 		return err
 	}
-	if _, _, err := f.Open(sl.flags); err != nil {
+	if _, _, err := c.bind(f).Open(sl.flags); err != nil {
 		return closeWith(err, f, nil)
 	}
 	err = d.close()

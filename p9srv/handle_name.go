@@ -103,6 +103,9 @@ func (c *call) unlinkat() error {
 	if err := m.Decode(c.body); err != nil {
 		return err
 	}
+	if m.Flags&^wire.UnlinkRemoveDir != 0 {
+		return syscall.EINVAL
+	}
 	return c.inFolder(m.Name, func(dir p9.File) error {
 		err := c.unlink(c.a.place, dir, m.Name, m.Flags)
 		if err == nil {
@@ -118,7 +121,7 @@ func (c *call) unlink(pl *place, dir p9.File, name string, flags uint32) error {
 		return dir.UnlinkAt(name, flags)
 	}
 	// Many Files remove whatever has the name: look first.
-	q, f, err := walkOne(dir, name)
+	q, f, err := c.walkOne(pl.file, name)
 	if err != nil {
 		return err
 	}
@@ -231,7 +234,7 @@ func (c *call) renameFid(name string) error {
 	if parent.into(old, to.place) {
 		return syscall.EINVAL
 	}
-	if err := parent.file.RenameAt(old, to.file, name); err != nil {
+	if err := c.bind(parent.file).RenameAt(old, to.file, name); err != nil {
 		return err
 	}
 	parent.renamed(old, to.place, name)
@@ -254,6 +257,9 @@ func (c *call) remove() error {
 		return err
 	}
 	err := c.removeFid()
+	if c.ctx == nil && errors.Is(err, ErrWouldBlock) {
+		return err
+	}
 	_ = c.clear(c.a)
 	if err != nil {
 		return err
@@ -293,7 +299,7 @@ func (c *call) removeFid() error {
 	if f.isDir() {
 		flags = wire.UnlinkRemoveDir
 	}
-	if err := parent.file.UnlinkAt(name, flags); err != nil {
+	if err := c.bind(parent.file).UnlinkAt(name, flags); err != nil {
 		return err
 	}
 	parent.removed(name)

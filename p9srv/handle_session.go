@@ -67,7 +67,7 @@ func (c *call) attach() error {
 	if err != nil {
 		return err
 	}
-	qid, _, attr, err := f.GetAttr(p9.AttrMaskAll)
+	qid, _, attr, err := c.bind(f).GetAttr(p9.AttrMaskAll)
 	if err != nil {
 		return closeWith(err, f, nil)
 	}

@@ -27,7 +27,7 @@ func (c *call) walk() error {
 	}
 	w.run(m.Names)
 	if w.file == nil {
-		if len(w.qids) == 0 {
+		if len(w.qids) == 0 || c.ctx == nil && errors.Is(w.err, ErrWouldBlock) {
 			return w.missed(m.Names)
 		}
 		c.out = (&wire.Rwalk{QIDs: w.qids}).Append(c.out, c.tag)
@@ -114,7 +114,7 @@ func (w *walker) names(names []string) {
 	wk, ok := f.(Walker)
 	switch {
 	case w.from.above != nil && slices.Contains(names, ".."):
-		w.oneByOne(f, names)
+		w.oneByOne(w.from.file, names)
 	case ok:
 		w.qids, w.file, w.err = wk.WalkNames(w.qids, names)
 		if w.err == nil && (w.file == nil || len(w.qids) != len(names)) {
@@ -129,7 +129,7 @@ func (w *walker) names(names []string) {
 	case len(names) == 0:
 		_, w.file, w.err = f.Walk(nil)
 	default:
-		w.oneByOne(f, names)
+		w.oneByOne(w.from.file, names)
 	}
 }
 
@@ -140,9 +140,9 @@ func (w *walker) oneByOne(f p9.File, names []string) {
 		var next p9.File
 		if name == ".." && w.from.above != nil && w.qid.Path == w.from.above.Path {
 			q = w.qid
-			_, next, w.err = f.Walk(nil)
+			_, next, w.err = w.c.bind(f).Walk(nil)
 		} else {
-			q, next, w.err = walkOne(f, name)
+			q, next, w.err = w.c.walkOne(f, name)
 		}
 		if i > 0 {
 			_ = f.Close()
@@ -164,19 +164,20 @@ func (w *walker) oneByOne(f p9.File, names []string) {
 }
 
 // walkOne walks a name and finds out what is there: its QID has a type.
-func walkOne(f p9.File, name string) (q p9.QID, next p9.File, err error) {
-	q, next, _, err = walkMode(f, name)
+func (c *call) walkOne(f p9.File, name string) (q p9.QID, next p9.File, err error) {
+	q, next, _, err = c.walkMode(f, name)
 	return q, next, err
 }
 
 // walkMode is walkOne with the mode.
-func walkMode(f p9.File, name string) (p9.QID, p9.File, p9.FileMode, error) {
+func (c *call) walkMode(f p9.File, name string) (p9.QID, p9.File, p9.FileMode, error) {
+	f = c.bind(f)
 	names := []string{name}
 	qids, next, _, attr, err := f.WalkGetAttr(names)
 	if errors.Is(err, linux.ENOSYS) || errors.Is(err, syscall.ENOSYS) {
 		qids, next, err = f.Walk(names)
 		if err == nil {
-			_, _, attr, err = next.GetAttr(p9.AttrMaskAll)
+			_, _, attr, err = c.bind(next).GetAttr(p9.AttrMaskAll)
 			if err != nil {
 				_ = next.Close()
 			}
@@ -237,18 +238,18 @@ func (w *walker) step(at *place, name string) (*place, p9.QID, error) {
 		if at.node != w.from.top && at.parent != nil {
 			up = at.parent
 		}
-		_, f, err := up.file.Walk(nil)
+		_, f, err := w.c.bind(up.file).Walk(nil)
 		if err != nil {
 			return nil, p9.QID{}, err
 		}
-		q, _, attr, err := f.GetAttr(p9.AttrMaskAll)
+		q, _, attr, err := w.c.bind(f).GetAttr(p9.AttrMaskAll)
 		if err != nil {
 			return nil, p9.QID{}, closeWith(err, f, nil)
 		}
 		q.Type = typeOf(q, attr)
 		return up.clone(f), q, nil
 	}
-	q, f, mode, err := walkMode(at.file, name)
+	q, f, mode, err := w.c.walkMode(at.file, name)
 	if err != nil {
 		return nil, p9.QID{}, err
 	}
@@ -265,7 +266,7 @@ func waits(m p9.FileMode) bool {
 func (w *walker) clone(at *place) {
 	at.rlock()
 	defer at.runlock()
-	_, f, err := at.file.Walk(nil)
+	_, f, err := w.c.bind(at.file).Walk(nil)
 	if err != nil {
 		w.err = err
 		return

@@ -18,7 +18,8 @@ import (
 
 // memfs is a tree in memory for tests. It comes in three kinds, which must
 // look the same to clients: plain (p9.File only), concurrent (with the optional
-// interfaces, run on workers), and inplace (the same, run in place).
+// interfaces, run on workers), inplace (the same, run in place) and fickle
+// (which takes every promise back).
 //
 // A regular file called "block" waits in reads until the context ends or wake
 // is closed, one called "panic" panics when read, "strange" fails with an
@@ -139,7 +140,11 @@ func (t *memfs) fileLocked(n *memnode) p9.File {
 	if t.kind == "plain" {
 		return f
 	}
-	return &memconc{memfile: f, ctx: nil}
+	c := &memconc{memfile: f, ctx: nil}
+	if t.kind == "fickle" {
+		return &memfickle{c}
+	}
+	return c
 }
 
 // maxMem is how large files may grow.
@@ -338,8 +343,11 @@ func (f *memfile) Mknod(name string, mode p9.FileMode, major, minor uint32, uid 
 
 // memfileOf is the memfile in any File of a memfs.
 func memfileOf(f p9.File) *memfile {
-	if c, ok := f.(*memconc); ok {
-		return c.memfile
+	switch f := f.(type) {
+	case *memfickle:
+		return f.memfile
+	case *memconc:
+		return f.memfile
 	}
 	return f.(*memfile)
 }
@@ -514,7 +522,7 @@ type memconc struct {
 func (f *memconc) Concurrent() {}
 
 func (f *memconc) InPlace(p9srv.InPlaceOp) bool {
-	return f.t.kind == "inplace" && f.n.name != "never"
+	return f.t.kind != "concurrent" && f.n.name != "never"
 }
 
 func (f *memconc) Bind(ctx context.Context) p9.File { return &memconc{f.memfile, ctx} }

@@ -74,7 +74,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		switch {
 		case err == nil:
 			conns.Go(func() {
-				if err := s.ServeConn(ctx, c); err != nil && !errors.Is(err, ErrClosed) {
+				if err := s.ServeConn(ctx, c); err != nil && !errors.Is(err, ErrClosed) && ctx.Err() == nil {
 					s.opts.Log.Warn("9p connection ended", "peer", peerName(c), "err", err)
 				}
 			})

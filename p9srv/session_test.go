@@ -336,6 +336,12 @@ func TestProtocolErrors(t *testing.T) {
 			r.bytes([]byte{11, 0, 0, 0, 120})
 			r.c.(*net.UnixConn).CloseWrite()
 		},
+		"flush with a tag in use": func(r *raw, fs *memfs) {
+			r.attach().openPath(1, 0, "block")
+			r.send(5, &wire.Tread{FID: 1, Count: 1})
+			<-fs.blocked
+			r.send(5, &wire.Tflush{OldTag: 5})
+		},
 		"tag in use": func(r *raw, fs *memfs) {
 			r.attach().openPath(1, 0, "block")
 			r.send(5, &wire.Tread{FID: 1, Count: 1})

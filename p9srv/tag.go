@@ -2,6 +2,7 @@ package p9srv
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -251,10 +252,13 @@ func (s *session) run(r *request, skip bool) {
 
 // flush is Tflush: the answer comes when old is over, at once when it has not
 // started or is not known.
-func (s *session) flush(tag, old wire.Tag) {
+func (s *session) flush(tag, old wire.Tag) error {
 	s.srv.count.flushes.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.tags[tag] != nil {
+		return errTag(tag)
+	}
 	r := s.tags[old]
 	switch {
 	case r == nil || old == tag:
@@ -263,7 +267,7 @@ func (s *session) flush(tag, old wire.Tag) {
 		s.tags[tag] = r
 		r.flushes = append(r.flushes, tag)
 		r.cancel()
-		return
+		return nil
 	default:
 		r.dropped = true
 		r.cancel()
@@ -275,7 +279,10 @@ func (s *session) flush(tag, old wire.Tag) {
 		r.flushes = nil
 	}
 	s.out = (&wire.Rflush{}).Append(s.out, tag)
+	return nil
 }
+
+func errTag(tag wire.Tag) error { return fmt.Errorf("%w: tag %d is in use", ErrProtocol, tag) }
 
 // quiesce cancels every request and waits until the last is over. Their
 // answers are not sent.

@@ -170,6 +170,7 @@ var scenarios = map[string][]wire.Msg{
 		&wire.Tread{FID: 1, Count: 8}, &wire.Tgetattr{FID: 1},
 		&wire.Tsetattr{FID: 1, Valid: p9.SetAttrMask{Size: true}, Attr: p9.SetAttr{Size: 2}},
 		&wire.Tunlinkat{DFID: root, Name: "a"}, &wire.Tunlinkat{DFID: root, Name: "a", Flags: 0x200},
+		&wire.Tunlinkat{DFID: root, Name: "a", Flags: 1},
 		&wire.Tunlinkat{DFID: root, Name: ".."}, &wire.Tunlinkat{DFID: root, Name: "a/b"},
 		&wire.Tunlinkat{DFID: 1, Name: "x"},
 		walk(2, 3, "f"),
@@ -238,7 +239,7 @@ var scenarios = map[string][]wire.Msg{
 
 func TestTrace(t *testing.T) {
 	for name, steps := range scenarios {
-		for _, kind := range []string{"plain", "concurrent", "inplace"} {
+		for _, kind := range []string{"plain", "concurrent", "inplace", "fickle"} {
 			t.Run(name+"/"+kind, func(t *testing.T) {
 				testutil.CheckLeaks(t)
 				fs := newMemfs(kind).put("a/b/f", "f", "readme", "strange")

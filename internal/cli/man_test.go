@@ -111,3 +111,19 @@ func TestPagesLintClean(t *testing.T) {
 		}
 	}
 }
+// TestPagesReferToPages wants every mezzo page that is referred to be there.
+func TestPagesReferToPages(t *testing.T) {
+	xr := regexp.MustCompile(`Xr (mezzo[-a-z0-9]*) ([1-9])`)
+	for _, p := range manPages() {
+		text, err := man.Pages.ReadFile(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range xr.FindAllSubmatch(text, -1) {
+			page := string(m[1]) + "." + string(m[2])
+			if _, err := man.Pages.Open(page); err != nil {
+				t.Errorf("%s refers to %s, which is not there", p, page)
+			}
+		}
+	}
+}

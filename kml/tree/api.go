@@ -91,7 +91,9 @@ type Handle interface {
 
 // DirHandle is an open folder. Reading at offset 0 takes a new picture of the
 // folder; later offsets go on in that picture, so that nothing that stays is
-// missed or seen twice.
+// missed or seen twice. An offset that another handle of the folder gave may be
+// gone on from, too: kernels do that when they have dropped part of a listing
+// that they kept.
 type DirHandle interface {
 	// ReadDir returns up to max entries from off on; none at the end. "." and
 	// ".." are not among them. An entry's Off is the offset behind it.

@@ -248,8 +248,8 @@ type cacheDir struct {
 	c   *Cache
 	oid kml.OID
 
-	mu   sync.Mutex
-	list []DirEntry
+	mu  sync.Mutex
+	pic picture
 }
 
 // OpenDir is FS.OpenDir.
@@ -264,25 +264,21 @@ func (c *Cache) OpenDir(ctx context.Context, cred *Cred, oid kml.OID) (DirHandle
 func (h *cacheDir) ReadDir(ctx context.Context, off uint64, most int) ([]DirEntry, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if off == 0 {
+	if off == 0 || !h.pic.taken {
 		list, err := h.c.list(ctx, h.oid)
 		if err != nil {
 			return nil, err
 		}
-		h.list = list
+		h.pic = takePicture(list)
 	}
-	if off >= uint64(len(h.list)) {
-		return nil, nil
-	}
-	rest := h.list[off:]
-	return rest[:min(most, len(rest))], nil
+	return h.pic.after(off, most), nil
 }
 
 // Close is DirHandle.Close.
 func (h *cacheDir) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.list = nil
+	h.pic = picture{}
 	return nil
 }
 
@@ -317,7 +313,7 @@ func (c *Cache) list(ctx context.Context, oid kml.OID) ([]DirEntry, error) {
 			if err != nil {
 				continue // its folder is about to be listed again
 			}
-			list = append(list, DirEntry{Name: e.Name, OID: e.OID, Type: obj.Attr.Mode & unix.S_IFMT, Off: uint64(len(list) + 1)})
+			list = append(list, DirEntry{Name: e.Name, OID: e.OID, Type: obj.Attr.Mode & unix.S_IFMT})
 		}
 		after = es[len(es)-1].Name
 	}

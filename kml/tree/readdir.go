@@ -13,14 +13,14 @@ import (
 )
 
 // dirHandle is an open folder of a Tree. Its picture of the names is taken at
-// offset 0, so an offset is an index into it.
+// offset 0, or when there is none.
 type dirHandle struct {
 	t   *Tree
 	oid kml.OID
 	fd  int // opened by the user: the right to list was checked then
 
-	mu   sync.Mutex
-	list []DirEntry
+	mu  sync.Mutex
+	pic picture
 }
 
 // OpenDir is FS.OpenDir.
@@ -40,18 +40,14 @@ func (t *Tree) OpenDir(ctx context.Context, c *Cred, oid kml.OID) (DirHandle, er
 func (h *dirHandle) ReadDir(ctx context.Context, off uint64, max int) ([]DirEntry, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if off == 0 {
+	if off == 0 || !h.pic.taken {
 		list, err := h.t.list(ctx, h.oid, h.fd)
 		if err != nil {
 			return nil, err
 		}
-		h.list = list
+		h.pic = takePicture(list)
 	}
-	if off >= uint64(len(h.list)) {
-		return nil, nil
-	}
-	rest := h.list[off:]
-	return rest[:min(max, len(rest))], nil
+	return h.pic.after(off, max), nil
 }
 
 // Fsync makes the folder's names durable, with everything else up to now.
@@ -61,7 +57,7 @@ func (h *dirHandle) Fsync(ctx context.Context, _ bool) error { return h.t.commit
 func (h *dirHandle) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.list = nil
+	h.pic = picture{}
 	return unix.Close(h.fd)
 }
 
@@ -126,7 +122,7 @@ func (t *Tree) listOnce(oid kml.OID, fd int) (list []DirEntry, odd []string, err
 			}
 		}
 		delete(known, e.Name)
-		list = append(list, DirEntry{Name: e.Name, OID: id, Type: e.Type, Off: uint64(len(list) + 1)})
+		list = append(list, DirEntry{Name: e.Name, OID: id, Type: e.Type})
 	}
 	for name := range known {
 		odd = append(odd, name)

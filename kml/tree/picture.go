@@ -1,0 +1,51 @@
+package tree
+
+import (
+	"cmp"
+	"slices"
+	"sort"
+)
+
+// picture is a folder's names as they were at one moment, in the order of their
+// offsets. An offset is made of the name, so that it means the same in every
+// picture of the folder: a kernel that keeps listings goes on, when it has
+// dropped some, in a handle that has read nothing so far, and after others
+// have removed names from the folder.
+type picture struct {
+	taken bool
+	list  []DirEntry
+}
+
+// takePicture gives entries their offsets and puts them in order.
+func takePicture(list []DirEntry) picture {
+	for i := range list {
+		list[i].Off = nameOffset(list[i].Name)
+	}
+	slices.SortFunc(list, func(a, b DirEntry) int {
+		return cmp.Or(cmp.Compare(a.Off, b.Off), cmp.Compare(a.Name, b.Name))
+	})
+	for i := 1; i < len(list); i++ {
+		if list[i].Off <= list[i-1].Off {
+			list[i].Off = list[i-1].Off + 1 // two names with one hash
+		}
+	}
+	return picture{taken: true, list: list}
+}
+
+// after returns up to most entries behind off.
+func (p *picture) after(off uint64, most int) []DirEntry {
+	i := sort.Search(len(p.list), func(i int) bool { return p.list[i].Off > off })
+	return p.list[i:min(len(p.list), i+most)]
+}
+
+// nameOffset is a hash of a name in 1 to 1<<61: FNV-1a with its bits mixed.
+// Front ends add small numbers of their own to offsets, which are signed 64 bit
+// numbers to a kernel.
+func nameOffset(name string) uint64 {
+	h := uint64(14695981039346656037)
+	for i := range len(name) {
+		h = (h ^ uint64(name[i])) * 1099511628211
+	}
+	h = (h ^ h>>32) * 0x9E3779B97F4A7C15
+	return h>>3 + 1
+}

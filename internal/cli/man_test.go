@@ -111,6 +111,7 @@ func TestPagesLintClean(t *testing.T) {
 		}
 	}
 }
+
 // TestPagesReferToPages wants every mezzo page that is referred to be there.
 func TestPagesReferToPages(t *testing.T) {
 	xr := regexp.MustCompile(`Xr (mezzo[-a-z0-9]*) ([1-9])`)

@@ -75,12 +75,12 @@ func (r *raw) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	if st != fuse.OK {
 		return st
 	}
-	if n.ext != nil {
+	if n.ext.Load() != nil {
 		// O_TRUNC of a file of the extension arrives like this; the open saw it.
 		if in.Valid&^(fuse.FATTR_SIZE|fuse.FATTR_FH|fuse.FATTR_LOCKOWNER|fuse.FATTR_KILL_SUIDGID) != 0 || in.Size != 0 {
 			return fuse.EPERM
 		}
-		return r.extAttr(c, n.ext, &out.Attr)
+		return r.extAttr(c, n, &out.Attr)
 	}
 	var h tree.Handle
 	if in.Valid&fuse.FATTR_FH != 0 {
@@ -176,7 +176,7 @@ func (r *raw) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, de
 	if st != fuse.OK {
 		return 0, st
 	}
-	if n.ext != nil {
+	if n.ext.Load() != nil {
 		return 0, fuse.ENODATA
 	}
 	v, err := r.fs.Getxattr(c, cred(h), n.oid, name)
@@ -197,7 +197,7 @@ func (r *raw) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte) (
 	if st != fuse.OK {
 		return 0, st
 	}
-	if n.ext != nil {
+	if n.ext.Load() != nil {
 		return 0, fuse.OK
 	}
 	names, err := r.fs.Listxattr(c, cred(h), n.oid)

@@ -1,12 +1,14 @@
 package fusefs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -253,4 +255,90 @@ func replaceContents(t *testing.T, tr *tree.Tree, oid kml.OID, text string) {
 	if res.Reason != "" || res.Errno != 0 {
 		t.Fatalf("store refused: %+v", res)
 	}
+}
+
+// TestManyChanges makes more changes than the queue holds names for, in a
+// folder whose lock a lookup holds meanwhile.
+func TestManyChanges(t *testing.T) {
+	needFuse(t)
+	testutil.CheckLeaks(t)
+	tr := newTree(t, t.TempDir())
+	slow := &slowFS{FS: tr, gate: make(chan struct{})}
+	mnt, s := mountAt(t, slow, Options{Door: 1})
+	if !s.raw.queue.epoch.Load() {
+		t.Skip("this kernel cannot expire all entries at once")
+	}
+	s.raw.queue.mu.Lock()
+	s.raw.queue.max = 100
+	s.raw.queue.mu.Unlock()
+	const files = 500
+	for i := range files { // absences, cached
+		if exists(filepath.Join(mnt, fmt.Sprint(i))) {
+			t.Fatal("a name nobody made")
+		}
+	}
+	looked := make(chan bool)
+	go func() { looked <- exists(filepath.Join(mnt, "slow")) }()
+	eventually(t, "the lookup waits", func() bool { return slow.waits.Load() == 1 })
+	for i := range files {
+		_, h, err := tr.Create(t.Context(), nil, kml.RootOID, fmt.Sprint(i), os.O_EXCL|os.O_WRONLY, 0o600)
+		must(t, err)
+		must(t, h.Close())
+	}
+	close(slow.gate)
+	<-looked
+	eventually(t, "every absence ended", func() bool {
+		for i := range files {
+			if !exists(filepath.Join(mnt, fmt.Sprint(i))) {
+				return false
+			}
+		}
+		return true
+	})
+	eventually(t, "nothing waits any more", func() bool {
+		q := s.raw.queue
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return q.pending == 0 && len(q.work) == 0
+	})
+}
+
+// TestOwnChangesAreNotRevoked checks that what a mount did itself stays in its
+// kernel's cache.
+func TestOwnChangesAreNotRevoked(t *testing.T) {
+	needFuse(t)
+	testutil.CheckLeaks(t)
+	count := &countFS{FS: newTree(t, t.TempDir())}
+	mnt, _ := mountAt(t, count, Options{Door: 1})
+	p := filepath.Join(mnt, "f")
+	must(t, os.WriteFile(p, []byte("text"), 0o600))
+	if got := content(p); got != "text" {
+		t.Fatalf("read %q", got)
+	}
+	// A read moves the access time, which is asked for once.
+	var st unix.Stat_t
+	must(t, unix.Stat(p, &st))
+	before := count.lookups.Load()
+	for range 100 {
+		must(t, unix.Stat(p, &st))
+	}
+	if n := count.lookups.Load() - before; n != 0 {
+		t.Errorf("%d requests for 100 stats", n)
+	}
+}
+
+// countFS counts what the kernel asks for because it does not know.
+type countFS struct {
+	tree.FS
+	lookups atomic.Int64
+}
+
+func (f *countFS) Lookup(ctx context.Context, c *tree.Cred, p kml.OID, name string) (tree.Attr, error) {
+	f.lookups.Add(1)
+	return f.FS.Lookup(ctx, c, p, name)
+}
+
+func (f *countFS) Getattr(ctx context.Context, c *tree.Cred, oid kml.OID) (tree.Attr, error) {
+	f.lookups.Add(1)
+	return f.FS.Getattr(ctx, c, oid)
 }

@@ -20,8 +20,8 @@ func (r *raw) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 		return st
 	}
 	f := &file{n: n}
-	if n.ext != nil {
-		list, err := r.extList(c, &in.InHeader, n.ext)
+	if n.ext.Load() != nil {
+		list, err := r.extList(c, &in.InHeader, n.ext.Load())
 		if err != nil {
 			return r.status("opendir", err)
 		}

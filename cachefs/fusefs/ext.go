@@ -26,7 +26,7 @@ const (
 
 // extID makes a node id, which is the inode number too, of an entry's ID.
 func extID(id uint64) uint64 {
-	// Long IDs are folded; what matters is that they seldom meet.
+	// Long IDs are folded; two that meet get node ids side by side.
 	return extBase | (id^id>>41)&(extBase-1)
 }
 
@@ -48,17 +48,19 @@ func (r *raw) extRoot(c *call, out *fuse.EntryOut) fuse.Status {
 }
 
 func (r *raw) extEntry(c *call, x *extNode, out *fuse.EntryOut) fuse.Status {
-	if st := r.extAttr(c, x, &out.Attr); st != fuse.OK {
+	n := r.nodes.refExt(x)
+	if st := r.extAttr(c, n, &out.Attr); st != fuse.OK {
+		r.nodes.forget(n.id, 1)
 		return st
 	}
-	n := r.nodes.refExt(x.id(), x)
 	out.NodeId, out.Generation = n.id, n.gen
 	return fuse.OK
 }
 
 // extAttr is stat(2) of an entry.
-func (r *raw) extAttr(c *call, x *extNode, out *fuse.Attr) fuse.Status {
-	*out = fuse.Attr{Ino: x.id(), Mode: x.Mode, Nlink: 1, Blksize: 4096}
+func (r *raw) extAttr(c *call, n *node, out *fuse.Attr) fuse.Status {
+	x := n.ext.Load()
+	*out = fuse.Attr{Ino: n.id, Mode: x.Mode, Nlink: 1, Blksize: 4096}
 	if x.Mode&unix.S_IFMT == 0 {
 		if x.Dir != nil {
 			out.Mode |= unix.S_IFDIR
@@ -114,10 +116,11 @@ func (r *raw) extList(c *call, h *fuse.InHeader, x *extNode) ([]fuse.DirEntry, e
 }
 
 func (r *raw) extOpen(c *call, in *fuse.OpenIn, n *node, out *fuse.OpenOut) fuse.Status {
-	if n.ext.Open == nil {
+	x := n.ext.Load()
+	if x.Open == nil {
 		return fuse.EACCES
 	}
-	h, err := n.ext.Open(c, cred(&in.InHeader), int(in.Flags)&openFlags)
+	h, err := x.Open(c, cred(&in.InHeader), int(in.Flags)&openFlags)
 	if err != nil {
 		return r.status("open", err)
 	}
@@ -128,7 +131,7 @@ func (r *raw) extOpen(c *call, in *fuse.OpenIn, n *node, out *fuse.OpenOut) fuse
 func (r *raw) extOpened(n *node, h tree.ExtHandle, out *fuse.OpenOut) {
 	out.Fh = r.files.put(&file{n: n, ext: h})
 	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
-	if n.ext.Size == nil {
+	if n.ext.Load().Size == nil {
 		// A stream is read by offset, so the kernel keeps count, but nobody
 		// can go elsewhere in it.
 		out.OpenFlags |= fuse.FOPEN_NONSEEKABLE

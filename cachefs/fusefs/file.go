@@ -19,8 +19,10 @@ type file struct {
 	ext    tree.ExtHandle
 	list   []fuse.DirEntry // an open folder of the extension
 	writes bool            // h may write
+	append bool            // h was opened with O_APPEND
 
 	mu     sync.Mutex
+	other  tree.Handle         // as h, with O_APPEND the other way; nil until needed
 	owners map[uint64]struct{} // who took locks through it
 }
 
@@ -29,6 +31,8 @@ func (f *file) close(r *raw) {
 	f.mu.Lock()
 	owners := f.owners
 	f.owners = nil
+	other := f.other
+	f.other = nil
 	f.mu.Unlock()
 	for o := range owners {
 		r.fs.Unlock(f.n.oid, r.owner(o))
@@ -42,6 +46,9 @@ func (f *file) close(r *raw) {
 		err = f.d.Close()
 	case f.ext != nil:
 		err = f.ext.Close()
+	}
+	if other != nil {
+		err = errors.Join(err, other.Close())
 	}
 	if err != nil {
 		// Nobody waits for this answer; what close(2) reports was the flush's.
@@ -59,7 +66,7 @@ func (r *raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 	if st != fuse.OK {
 		return st
 	}
-	if n.ext != nil {
+	if n.ext.Load() != nil {
 		return r.extOpen(c, in, n, out)
 	}
 	// The kernel looks the name up again after ESTALE, and gets the new node.
@@ -87,7 +94,7 @@ func (r *raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 
 // opened enters a new handle and says how the kernel may treat it.
 func (r *raw) opened(n *node, h tree.Handle, flags int, out *fuse.OpenOut) {
-	f := &file{n: n, h: h, writes: flags&unix.O_ACCMODE != unix.O_RDONLY}
+	f := &file{n: n, h: h, writes: flags&unix.O_ACCMODE != unix.O_RDONLY, append: flags&unix.O_APPEND != 0}
 	n.used.Store(true)
 	r.nodes.opened(f, f.writes)
 	out.Fh = r.files.put(f)
@@ -110,8 +117,8 @@ func (r *raw) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 	if st != fuse.OK {
 		return st
 	}
-	if p.ext != nil {
-		return r.extCreate(c, in, p.ext, name, out)
+	if p.ext.Load() != nil {
+		return r.extCreate(c, in, p.ext.Load(), name, out)
 	}
 	cr, mode, err := r.born(c, &in.InHeader, p, in.Mode&0o7777|unix.S_IFREG, in.Umask)
 	if err != nil {
@@ -185,11 +192,17 @@ func (r *raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint
 			return 0, r.status("write", err)
 		}
 	}
-	n, err := f.h.WriteAt(c, data, int64(in.Offset))
+	// Pages of a mapping go where they belong, and fcntl(2) can change the flag.
+	end := in.Flags&unix.O_APPEND != 0 && in.WriteFlags&fuse.WRITE_CACHE == 0
+	h, err := r.appending(c, f, end)
+	if err != nil {
+		return 0, r.status("write", err)
+	}
+	n, err := h.WriteAt(c, data, int64(in.Offset))
 	if n == 0 && err != nil {
 		return 0, r.status("write", err)
 	}
-	if in.Flags&unix.O_APPEND != 0 {
+	if end {
 		// The kernel put the bytes where it took the end to be.
 		if a, err := f.h.Attr(c); err != nil || a.Size != in.Offset+uint64(n) {
 			r.queue.addInode(f.n, true)
@@ -201,6 +214,37 @@ func (r *raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint
 		}
 	}
 	return uint32(n), fuse.OK
+}
+
+// appending is f's handle that appends, or does not.
+func (r *raw) appending(c *call, f *file, yes bool) (tree.Handle, error) {
+	if f.append == yes {
+		return f.h, nil
+	}
+	f.mu.Lock()
+	other := f.other
+	f.mu.Unlock()
+	if other != nil {
+		return other, nil
+	}
+	flags := unix.O_RDWR
+	if yes {
+		flags |= unix.O_APPEND
+	}
+	h, err := r.fs.Open(c, nil, f.n.oid, flags)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	if f.other == nil {
+		f.other, h = h, nil
+	}
+	other = f.other
+	f.mu.Unlock()
+	if h != nil { // another write was first
+		err = h.Close()
+	}
+	return other, err
 }
 
 // Lseek is lseek(2) for SEEK_DATA and SEEK_HOLE.

@@ -18,8 +18,8 @@ func (r *raw) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out 
 	if st != fuse.OK {
 		return st
 	}
-	if p.ext != nil {
-		return r.extLookup(c, h, p.ext, name, out)
+	if p.ext.Load() != nil {
+		return r.extLookup(c, h, p.ext.Load(), name, out)
 	}
 	if p.oid == kml.RootOID && name == tree.ExtDirName {
 		if r.o.Ext == nil {
@@ -212,8 +212,8 @@ func (r *raw) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse
 	if st != fuse.OK {
 		return st
 	}
-	if p.ext != nil {
-		return r.extRemove(c, h, p.ext, name)
+	if p.ext.Load() != nil {
+		return r.extRemove(c, h, p.ext.Load(), name)
 	}
 	return r.status("unlink", r.fs.Unlink(c, cred(h), p.oid, name))
 }

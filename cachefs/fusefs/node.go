@@ -13,8 +13,9 @@ import (
 type node struct {
 	id  uint64
 	oid kml.OID
-	gen uint64   // tells nodes of one inode number apart
-	ext *extNode // an entry of the extension; nil for an object
+	gen uint64 // tells nodes of one inode number apart
+	// ext is an entry of the extension, as last looked up; nil for an object.
+	ext atomic.Pointer[extNode]
 
 	// changes counts changes of attributes, whoever made them.
 	changes atomic.Uint64
@@ -174,14 +175,26 @@ func (t *nodes) renew(oid kml.OID, retired uint64) {
 }
 
 // refExt is ref for an entry of the extension: one node for each of its IDs.
-func (t *nodes) refExt(id uint64, x *extNode) *node {
+func (t *nodes) refExt(x *extNode) *node {
+	for id := x.id(); ; id++ {
+		if n := t.tryExt(id, x); n != nil {
+			return n
+		}
+	}
+}
+
+// tryExt is refExt when the node id is free or the entry's already.
+func (t *nodes) tryExt(id uint64, x *extNode) *node {
 	m, mu := t.lock(id)
 	defer mu.Unlock()
 	n := m[id]
 	if n == nil {
-		n = &node{id: id, ext: x}
+		n = &node{id: id}
 		m[id] = n
+	} else if n.ext.Load().ID != x.ID {
+		return nil
 	}
+	n.ext.Store(x)
 	n.lookups++
 	return n
 }

@@ -77,6 +77,7 @@ type queue struct {
 	closed  bool
 	work    map[uint64]*work // by node id
 	pending int              // names in all of work
+	max     int              // of pending
 	epoch   atomic.Bool      // the kernel knows FUSE_NOTIFY_INC_EPOCH, as far as we know
 
 	slots chan struct{} // limits the workers that talk to the kernel at once
@@ -85,7 +86,7 @@ type queue struct {
 }
 
 func newQueue(r *raw) *queue {
-	q := &queue{r: r, work: map[uint64]*work{}, slots: make(chan struct{}, maxWorkers), stop: make(chan struct{})}
+	q := &queue{r: r, work: map[uint64]*work{}, max: maxPending, slots: make(chan struct{}, maxWorkers), stop: make(chan struct{})}
 	q.epoch.Store(true)
 	return q
 }
@@ -132,7 +133,7 @@ func (q *queue) addName(parent uint64, name string) {
 		return
 	}
 	if _, ok := w.names[name]; !ok && !w.all {
-		if q.pending >= maxPending && q.epoch.Load() {
+		if q.pending >= q.max && q.epoch.Load() {
 			q.pending -= len(w.names)
 			w.names, w.all = nil, true
 		} else {

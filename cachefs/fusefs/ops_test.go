@@ -462,3 +462,39 @@ func TestRealUse(t *testing.T) {
 	}
 	run(t, mnt, "sh", "-c", "tar cf - src | (mkdir copy && cd copy && tar xf -) && diff -r src copy/src && rm -rf copy")
 }
+
+// TestAppendIsTheWriters has writes that must not go to the end through a file
+// that was opened to append, and the other way round.
+func TestAppendIsTheWriters(t *testing.T) {
+	mnt, _ := mountTree(t, Options{})
+	p := filepath.Join(mnt, "f")
+	must(t, os.WriteFile(p, []byte("0123456789"), 0o600))
+	fd, err := unix.Open(p, unix.O_RDWR|unix.O_APPEND, 0)
+	must(t, err)
+	m, err := unix.Mmap(fd, 0, 10, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	must(t, err)
+	m[0] = 'x'
+	must(t, unix.Msync(m, unix.MS_SYNC))
+	must(t, unix.Munmap(m))
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0)
+	must(t, err)
+	_, err = unix.Pwrite(fd, []byte("y"), 1)
+	must(t, err)
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_APPEND)
+	must(t, err)
+	_, err = unix.Write(fd, []byte("z"))
+	must(t, err)
+	must(t, unix.Close(fd))
+	if got := content(p); got != "xy23456789z" {
+		t.Errorf("the kernel sees %q", got)
+	}
+	fd, err = unix.Open(p, unix.O_RDONLY|unix.O_DIRECT, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	buf := make([]byte, 4096)
+	n, err := unix.Read(fd, buf)
+	must(t, err)
+	if got := string(buf[:n]); got != "xy23456789z" {
+		t.Errorf("the tree holds %q", got)
+	}
+}

@@ -85,7 +85,7 @@ func (r *raw) node(id uint64) (*node, fuse.Status) {
 // What is asked of an entry of the extension instead is not allowed.
 func (r *raw) folder(id uint64) (*node, fuse.Status) {
 	n, st := r.node(id)
-	if st == fuse.OK && n.ext != nil {
+	if st == fuse.OK && n.ext.Load() != nil {
 		return nil, fuse.EPERM
 	}
 	return n, st
@@ -141,8 +141,8 @@ func (r *raw) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.Attr
 	if st != fuse.OK {
 		return st
 	}
-	if n.ext != nil {
-		return r.extAttr(c, n.ext, &out.Attr)
+	if n.ext.Load() != nil {
+		return r.extAttr(c, n, &out.Attr)
 	}
 	since := r.ring.now()
 	a, err := r.attr(c, &in.InHeader, n, in.Flags()&fuse.FUSE_GETATTR_FH != 0, in.Fh())
@@ -186,8 +186,8 @@ func (r *raw) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut
 	}
 	var f fuse.Attr
 	btime := int64(0)
-	if n.ext != nil {
-		if st := r.extAttr(c, n.ext, &f); st != fuse.OK {
+	if n.ext.Load() != nil {
+		if st := r.extAttr(c, n, &f); st != fuse.OK {
 			return st
 		}
 	} else {
@@ -218,7 +218,7 @@ func (r *raw) StatFs(cancel <-chan struct{}, in *fuse.InHeader, out *fuse.Statfs
 	c := r.begin(cancel, in)
 	defer c.end()
 	oid := kml.RootOID
-	if n := r.nodes.get(in.NodeId); n != nil && n.ext == nil {
+	if n := r.nodes.get(in.NodeId); n != nil && n.ext.Load() == nil {
 		oid = n.oid
 	}
 	s, err := r.fs.Statfs(c, oid)

@@ -168,7 +168,9 @@ func (c *Client) Close(ctx context.Context) error {
 				err = errors.Join(err, e)
 			}
 		}
+		c.lists.mu.Lock() // nothing begins after this that is not waited for
 		c.cancel()
+		c.lists.mu.Unlock()
 		if up := c.current(); up != nil {
 			up.close()
 		}

@@ -203,6 +203,7 @@ func (c *Client) lostByMaster(lastSeq uint64) {
 	p := &c.push
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.first = 0
 	for _, e := range p.sent {
 		if e.decided && applied(e.out) && e.seq > lastSeq {
 			e.decided, e.returned, e.keep, e.on = false, false, true, nil

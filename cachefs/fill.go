@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/kml"
@@ -83,7 +84,7 @@ func (c *Client) fill(ctx context.Context, oid kml.OID, depth int) error {
 	defer f.End()
 	bound, stop := up.bind(ctx)
 	defer stop()
-	s, err := up.snapshot(bound, oid, depth)
+	s, err := c.snapshot(bound, up, oid, depth)
 	if err != nil {
 		return up.down(ctx, err)
 	}
@@ -102,13 +103,13 @@ type snapshot struct {
 // callTime bounds the wait for each piece of an answer.
 const callTime = 10 * time.Second
 
-func (u *upstream) snapshot(ctx context.Context, oid kml.OID, depth int) (*snapshot, error) {
+func (c *Client) snapshot(ctx context.Context, u *upstream, oid kml.OID, depth int) (*snapshot, error) {
 	f, err := u.open(ctx, u.calls, unix.O_RDWR, "snapshot")
 	if err != nil {
 		return nil, err
 	}
 	s := &stream{f: f}
-	defer s.close()
+	defer c.later(func() { _ = s.close() })
 	if err := s.write(ctx, []byte(feed.SnapshotRequest{OID: oid, Depth: depth}.String())); err != nil {
 		return nil, err
 	}
@@ -149,7 +150,7 @@ func (c *Client) position(ctx context.Context) (kml.Position, error) {
 	}
 	bound, stop := up.bind(ctx)
 	defer stop()
-	s, err := up.snapshot(bound, kml.RootOID, 0)
+	s, err := c.snapshot(bound, up, kml.RootOID, 0)
 	if err != nil {
 		return 0, up.down(ctx, err)
 	}
@@ -158,7 +159,7 @@ func (c *Client) position(ctx context.Context) (kml.Position, error) {
 
 // startOver begins the cache anew from a snapshot of the root.
 func (c *Client) startOver(ctx context.Context, up *upstream) (kml.Position, uint32, error) {
-	s, err := up.snapshot(ctx, kml.RootOID, 1)
+	s, err := c.snapshot(ctx, up, kml.RootOID, 1)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -190,24 +191,65 @@ func (c *Client) OpenVersion(ctx context.Context, oid kml.OID) (tree.Source, err
 	if err != nil {
 		return nil, up.down(ctx, err)
 	}
-	size, version, err := f.Stat(bound)
-	if err != nil {
-		f.Close()
+	s := &source{c: c, up: up, f: f}
+	if err := s.describe(bound, c.expected(oid)); err != nil {
+		s.Close()
 		return nil, up.down(ctx, err)
 	}
-	return &source{up: up, f: f, size: size, version: kml.Position(version)}, nil
+	return s, nil
+}
+
+// headMax is the size up to which a file is read together with the question
+// which version it is.
+const headMax = 256 << 10
+
+// expected is how large a file is as far as is known here, 0 when it is not
+// small.
+func (c *Client) expected(oid kml.OID) int {
+	obj, err := c.cache.Object(oid)
+	if err != nil || obj.Attr.Size > headMax {
+		return 0
+	}
+	return int(obj.Attr.Size)
+}
+
+// describe asks for size and version, and at the same time for the bytes of a
+// file that has no more than n.
+func (s *source) describe(ctx context.Context, n int) error {
+	var g errgroup.Group
+	if n > 0 {
+		g.Go(func() error {
+			b := make([]byte, n)
+			m, err := s.f.ReadAt(ctx, b, 0)
+			if err == nil {
+				s.head = b[:m]
+			}
+			return nil // the reader asks again
+		})
+	}
+	g.Go(func() error {
+		size, version, err := s.f.Stat(ctx)
+		s.size, s.version = size, kml.Position(version)
+		return err
+	})
+	return g.Wait()
 }
 
 // source is one version of a file, open at the master.
 type source struct {
+	c       *Client
 	up      *upstream
 	f       linkFile
 	size    uint64
 	version kml.Position
+	head    []byte // the first bytes, when they were read with the rest
 }
 
 // ReadAt is tree.Source's.
 func (s *source) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if off == 0 && len(p) <= len(s.head) {
+		return copy(p, s.head), nil
+	}
 	bound, stop := s.up.bind(ctx)
 	defer stop()
 	bound, cancel := context.WithTimeout(bound, callTime)
@@ -222,5 +264,18 @@ func (s *source) Version() kml.Position { return s.version }
 // Size is tree.Source's.
 func (s *source) Size() uint64 { return s.size }
 
-// Close is tree.Source's.
-func (s *source) Close() error { return s.f.Close() }
+// Close is tree.Source's. It does not wait for the master.
+func (s *source) Close() error {
+	s.c.later(func() { _ = s.f.Close() })
+	return nil
+}
+
+// later runs what nobody waits for; Close waits for it. With the client closed
+// there is no link left on which it would matter.
+func (c *Client) later(f func()) {
+	c.lists.mu.Lock()
+	defer c.lists.mu.Unlock()
+	if c.ctx.Err() == nil {
+		c.wg.Go(f)
+	}
+}

@@ -31,6 +31,7 @@ type pusher struct {
 	mu    sync.Mutex
 	queue []*entry // not frozen
 	sent  []*entry // frozen, by number
+	first int      // of sent: those before it are decided
 	seqs  map[uint64]*entry
 	moved chan struct{} // closed when an entry goes a step on
 	batch uint64
@@ -257,7 +258,10 @@ func (p *pusher) next(up *upstream) (batch, dropped []*entry) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	size := 0
-	for _, e := range p.sent {
+	for p.first < len(p.sent) && p.sent[p.first].decided {
+		p.first++
+	}
+	for _, e := range p.sent[p.first:] {
 		if e.decided || e.on == up {
 			continue
 		}
@@ -293,8 +297,9 @@ func (c *Client) forget(es ...*entry) {
 		return
 	}
 	seqs := make([]uint64, len(es))
+	gone := make(map[*entry]bool, len(es))
 	for i, e := range es {
-		seqs[i] = e.seq
+		seqs[i], gone[e] = e.seq, true
 	}
 	if err := c.out.done(seqs...); err != nil {
 		c.log.Warn("outbox not cleared; its records are sent again and found to be done", "path", c.out.dir, "err", err)
@@ -305,7 +310,8 @@ func (c *Client) forget(es ...*entry) {
 	for _, e := range es {
 		delete(p.seqs, e.seq)
 	}
-	p.sent = slices.DeleteFunc(p.sent, func(e *entry) bool { return slices.Contains(es, e) })
+	p.sent = slices.DeleteFunc(p.sent, func(e *entry) bool { return gone[e] })
+	p.first = 0
 	p.stepped()
 }
 

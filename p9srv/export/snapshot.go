@@ -128,6 +128,9 @@ func (h *snapshotHandle) walk() {
 		err = add(&feed.SnapEnd{Count: count})
 	}
 	if err != nil {
+		if h.ctx.Err() != nil {
+			err = context.Cause(h.ctx) // why, and not only that it ended
+		}
 		h.fail(b, err)
 		return
 	}

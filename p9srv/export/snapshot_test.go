@@ -136,7 +136,7 @@ func TestSnapshot(t *testing.T) {
 func TestSnapshotOfAReaderThatStaysAway(t *testing.T) {
 	m := newMaster(t, JournalOptions{Idle: 20 * time.Millisecond})
 	root := as(t, m.e, me(), "")
-	for i := range 2000 {
+	for i := range 700 {
 		create(t, root, strings.Repeat("n", 100)+hex16(uint64(i)), "")
 	}
 	s := openStream(t, root, "snapshot", "")

@@ -93,8 +93,9 @@ func TestSnapshot(t *testing.T) {
 	}
 	read := func(request string) (names []string) {
 		s := openStream(t, root, "snapshot", request)
-		if b := want[*feed.SnapBegin](s); b.Position != m.t.Log().End() {
-			t.Fatal(b)
+		b := want[*feed.SnapBegin](s)
+		if crc, err := m.t.Log().CRCAt(b.Position); b.OID != kml.RootOID || crc != b.CRC || err != nil {
+			t.Fatal(b, crc, err)
 		}
 		for {
 			msg, err := s.next()

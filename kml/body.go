@@ -74,9 +74,6 @@ func appendString[T string | []byte](b []byte, tag byte, s T) []byte {
 	return append(b, s...)
 }
 
-// attrMax bounds an encoded Attr: the presence byte, six varints, two times.
-const attrMax = 1 + 4*5 + 2*10 + 2*8
-
 // appendAttr writes a field of attributes: a byte that says which are not
 // zero, then those, in AttrMask's order.
 func appendAttr(b []byte, tag byte, a *Attr) []byte {

@@ -67,7 +67,6 @@ func samples() []*Record {
 
 func TestGoldenRecords(t *testing.T) {
 	var dump, js, txt bytes.Buffer
-	var all []byte
 	crc, total := uint32(0), 0
 	seen := map[Op]bool{}
 	for _, r := range samples() {
@@ -84,7 +83,6 @@ func TestGoldenRecords(t *testing.T) {
 			t.Fatal(d)
 		}
 		crc = next
-		all = append(all, b...)
 		total += len(b)
 		txt.Write(AppendText(nil, r))
 		txt.WriteByte('\n')

@@ -174,7 +174,7 @@ func TestEditsWhileRunningAreWatched(t *testing.T) {
 			if perDir != tr.watcher.perDir {
 				t.Skip("the file system cannot be watched as a whole")
 			}
-			moved, movedir, save := before(t, tr)
+			moved, movedir, _ := before(t, tr)
 			edits(t, tr.dir)
 			quiet := func() bool {
 				tr.watcher.mu.Lock()
@@ -188,7 +188,7 @@ func TestEditsWhileRunningAreWatched(t *testing.T) {
 				return err == nil && o.Attr.Size == 4 && quiet() && countIndex(t, tr, kml.RootOID) == countDisk(t, dir) &&
 					strings.Contains(logOps(t, tr), "rmdir")
 			})
-			save = must[Attr](t)(tr.Lookup(ctx, nil, kml.RootOID, "save")).OID
+			save := must[Attr](t)(tr.Lookup(ctx, nil, kml.RootOID, "save")).OID
 			checkNames(t, tr, moved, movedir, save)
 			own := 0
 			for _, r := range records(t, tr) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/mezzofs/mezzo/kml"
 )
@@ -90,7 +91,7 @@ func OpenIndex(path string, o IndexOptions) (*Index, error) {
 	}
 	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType, InitialMmapSize: mmapAhead})
 	if err != nil {
-		if _, ok := errors.AsType[*os.PathError](err); ok || errors.Is(err, bolt.ErrTimeout) {
+		if _, ok := errors.AsType[*os.PathError](err); ok || errors.Is(err, bolterrors.ErrTimeout) {
 			return nil, err
 		}
 		return nil, fmt.Errorf("%s: %w: %w", path, ErrIndexDamaged, err)

@@ -4,14 +4,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
+	"strings"
 	"testing"
 )
 
 // BenchmarkImport makes a fileset of a copy of the Go source tree.
 func BenchmarkImport(b *testing.B) {
 	dir := b.TempDir()
-	if out, err := exec.Command("cp", "-a", filepath.Join(runtime.GOROOT(), "src"), dir).CombinedOutput(); err != nil {
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		b.Skipf("no go command: %v", err)
+	}
+	if out, err := exec.Command("cp", "-a", filepath.Join(strings.TrimSpace(string(goroot)), "src"), dir).CombinedOutput(); err != nil {
 		b.Skipf("no source tree to import: %v: %s", err, out)
 	}
 	root := filepath.Join(dir, "src")

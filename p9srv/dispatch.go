@@ -225,7 +225,7 @@ func (s *session) handOver(frame []byte) {
 	r := &request{call: *c}
 	r.parent = s.ctx
 	buf, own := s.steal(frame)
-	r.buf, r.body, r.out = buf, own[wire.HeaderSize:], nil
+	r.buf, r.body, r.out, r.from = buf, own[wire.HeaderSize:], nil, 0
 	r.cost = cap(buf)
 	if r.typ == wire.TypeTread || r.typ == wire.TypeTreaddir {
 		if len(r.body) >= 16 {

@@ -148,6 +148,34 @@ func TestPipeline(t *testing.T) {
 	}
 }
 
+// TestPromiseTakenBack sends messages in one batch behind others: the answers
+// of those that turn out to wait stand on their own.
+func TestPromiseTakenBack(t *testing.T) {
+	testutil.CheckLeaks(t)
+	_, r := serveRaw(t, newMemfs("fickle").put("f"), p9srv.Options{})
+	r.attach()
+	var b []byte
+	const n = 100
+	for tag := range wire.Tag(n) {
+		m := wire.Msg(&wire.Tgetattr{FID: 99})
+		if tag%2 == 1 {
+			m = walk(root, 5, "none")
+		}
+		b = m.Append(b, tag)
+	}
+	r.bytes(b)
+	for range n {
+		tag, m := r.recv()
+		want := uint32(unix.EBADF)
+		if tag%2 == 1 {
+			want = uint32(unix.ENOENT)
+		}
+		if e, ok := m.(*wire.Rlerror); !ok || e.Errno != want {
+			t.Fatal(wire.Text(tag, m))
+		}
+	}
+}
+
 func TestPanicAndStrangeError(t *testing.T) {
 	for _, kind := range []string{"plain", "inplace"} {
 		t.Run(kind, func(t *testing.T) {

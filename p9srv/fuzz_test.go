@@ -115,6 +115,7 @@ func (c chaos) msg() wire.Msg {
 
 // script is n messages with tags, a few of them broken.
 func (c chaos) script(n int, broken bool) []byte {
+	*c.tag = 0
 	b := version().Append(nil, wire.NoTag)
 	b = attach().Append(b, 0)
 	for range n {

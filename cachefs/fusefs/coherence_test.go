@@ -210,7 +210,7 @@ func TestReaderKeepsItsVersion(t *testing.T) {
 	var before unix.Stat_t
 	must(t, unix.Stat(p, &before))
 
-	replaceContents(t, tr, kml.OID(before.Ino), "new")
+	newReplacer(t, tr).replace(t, kml.OID(before.Ino), "new")
 
 	eventually(t, "the name has the new contents", func() bool { return content(p) == "new" })
 	buf := make([]byte, len(old)+10)
@@ -237,22 +237,33 @@ func TestReaderKeepsItsVersion(t *testing.T) {
 	}
 }
 
-// replaceContents does to an object what a client's store does.
-func replaceContents(t *testing.T, tr *tree.Tree, oid kml.OID, text string) {
+// replacer does to objects what a client's stores do.
+type replacer struct {
+	tr   *tree.Tree
+	site kml.SiteID
+	seq  uint64
+}
+
+func newReplacer(t *testing.T, tr *tree.Tree) *replacer {
 	t.Helper()
 	site, err := tr.Enrol("other", 0, []byte("key"))
 	must(t, err)
-	stage := tr.Stage()
-	must(t, os.MkdirAll(stage, 0o700))
-	staged := filepath.Join(stage, "1")
+	must(t, os.MkdirAll(tr.Stage(), 0o700))
+	return &replacer{tr: tr, site: site.ID}
+}
+
+func (r *replacer) replace(t *testing.T, oid kml.OID, text string) {
+	t.Helper()
+	r.seq++
+	staged := filepath.Join(r.tr.Stage(), fmt.Sprint(r.seq))
 	must(t, os.WriteFile(staged, []byte(text), 0o644))
-	a, err := tr.Getattr(t.Context(), nil, oid)
+	a, err := r.tr.Getattr(t.Context(), nil, oid)
 	must(t, err)
-	res := tr.Reintegrate(t.Context(), nil, &kml.Record{
-		Op: kml.OpStore, OID: oid, Time: 1, Origin: kml.Origin{Site: site.ID, Seq: 1},
+	res := r.tr.Reintegrate(t.Context(), nil, &kml.Record{
+		Op: kml.OpStore, OID: oid, Time: 1, Origin: kml.Origin{Site: r.site, Seq: r.seq},
 		Attr: kml.Attr{Size: uint64(len(text)), Mtime: a.Mtime + 1}, Base: kml.Base{Pos: kml.Position(a.DataVersion)},
 	}, staged)
-	if res.Reason != "" || res.Errno != 0 {
+	if res.Status != tree.ReintApplied {
 		t.Fatalf("store refused: %+v", res)
 	}
 }

@@ -47,6 +47,11 @@
 // entries are revoked before its listing, so that a listing in flight has
 // ended when its pages go.
 //
+// One window is open: between the moment a replacement of contents takes place
+// in the FS and the moment FS.Watch tells of it, an open gets the new version
+// while the kernel still has size and pages of the old one. Until the
+// notification, which follows at once, its reader may see both.
+//
 // # Rights
 //
 // The kernel decides (default_permissions), ACLs included, and each call
@@ -64,6 +69,7 @@
 //
 // # Locks of the package
 //
-// nodes.mu (a shard of the node table), file.mu, queue.mu. None is held while
+// The shards of the node table and its alias lock (which is taken before a
+// shard), file.mu, files.mu, limbo.mu, ring.mu, queue.mu. Otherwise none is held while
 // another is taken, nor over a call of the FS or a write to the kernel.
 package fusefs

@@ -69,8 +69,13 @@ func (r *raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 	if n.ext.Load() != nil {
 		return r.extOpen(c, in, n, out)
 	}
+	// What the kernel has of older contents, the size too, goes first. The
+	// notification waits for nothing that an open holds.
+	if err := r.queue.settled(c, n); err != nil {
+		return r.status("open", err)
+	}
 	// The kernel looks the name up again after ESTALE, and gets the new node.
-	if n.stale.Load() > 0 && r.settle(n) || r.nodes.isRetired(n) {
+	if r.settle(n) {
 		return fuse.Status(unix.ESTALE)
 	}
 	flags := int(in.Flags) & openFlags

@@ -28,6 +28,8 @@ type node struct {
 	locked atomic.Bool
 	// stale counts changes of contents whose invalidation is on its way.
 	stale atomic.Int32
+	// reading is len(readers), to be looked at without the lock.
+	reading atomic.Int32
 	// dir is what makes of a folder depend on; nil when not known.
 	dir atomic.Pointer[dirInfo]
 	// target is a symbolic link's, when it was read with the lookup.
@@ -253,6 +255,7 @@ func (t *nodes) opened(f *file, writes bool) {
 		f.n.writers++
 		return
 	}
+	f.n.reading.Add(1)
 	if f.n.readers == nil {
 		f.n.readers = map[*file]struct{}{}
 	}
@@ -267,6 +270,7 @@ func (t *nodes) closed(f *file, writes bool) {
 		f.n.writers--
 		return
 	}
+	f.n.reading.Add(-1)
 	delete(f.n.readers, f)
 }
 

@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"context"
 	"encoding/binary"
 	"log/slog"
 	"sync"
@@ -80,13 +81,14 @@ type queue struct {
 	max     int              // of pending
 	epoch   atomic.Bool      // the kernel knows FUSE_NOTIFY_INC_EPOCH, as far as we know
 
+	idle  chan struct{} // closed, and made anew, when contents were invalidated
 	slots chan struct{} // limits the workers that talk to the kernel at once
 	stop  chan struct{}
 	wg    sync.WaitGroup // workers
 }
 
 func newQueue(r *raw) *queue {
-	q := &queue{r: r, work: map[uint64]*work{}, max: maxPending, slots: make(chan struct{}, maxWorkers), stop: make(chan struct{})}
+	q := &queue{r: r, work: map[uint64]*work{}, max: maxPending, idle: make(chan struct{}), slots: make(chan struct{}, maxWorkers), stop: make(chan struct{})}
 	q.epoch.Store(true)
 	return q
 }
@@ -249,7 +251,32 @@ func (q *queue) do(id uint64, w *work, names map[string]struct{}, all bool, data
 		pages = true
 	}
 	q.inode(n, w, pages)
-	n.stale.Add(-data)
+	if data > 0 {
+		n.stale.Add(-data)
+		q.mu.Lock()
+		close(q.idle)
+		q.idle = make(chan struct{})
+		q.mu.Unlock()
+	}
+}
+
+// settled waits until the kernel has nothing of older contents of n.
+func (q *queue) settled(ctx context.Context, n *node) error {
+	for {
+		q.mu.Lock()
+		idle := q.idle
+		q.mu.Unlock()
+		if n.stale.Load() == 0 {
+			return nil
+		}
+		select {
+		case <-idle:
+		case <-q.stop:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // inode invalidates a node's attributes and ACLs, with data its pages too.

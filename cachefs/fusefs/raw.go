@@ -120,6 +120,9 @@ func join(s uint64, ns uint32) int64 { return int64(s)*1e9 + int64(ns) }
 // FS was asked; made says that the kernel will believe the attributes even if
 // it knows newer ones.
 func (r *raw) entry(out *fuse.EntryOut, a *tree.Attr, parent uint64, name string, since uint64, made bool) *node {
+	if cur := r.nodes.current(a.OID); cur != nil {
+		r.settle(cur)
+	}
 	n, known := r.nodes.ref(a.OID, parent, name)
 	out.NodeId, out.Generation = n.id, n.gen
 	out.EntryValid, out.EntryValidNsec = r.entryFor, r.entryNs
@@ -166,7 +169,7 @@ func (r *raw) attr(c *call, h *fuse.InHeader, n *node, byFile bool, fh uint64) (
 			return f.h.Attr(c)
 		}
 	}
-	if r.nodes.isRetired(n) {
+	if r.settle(n) {
 		f := r.pinned(n)
 		if f == nil {
 			return tree.Attr{}, unix.ESTALE
@@ -245,7 +248,7 @@ func (r *raw) settle(n *node) bool {
 	if r.nodes.isRetired(n) {
 		return true
 	}
-	if r.pinned(n) == nil {
+	if n.reading.Load() == 0 || r.pinned(n) == nil {
 		return false
 	}
 	names, more, ok := r.nodes.retire(n)

@@ -17,6 +17,7 @@ import (
 // starts over: until it is whole, fileset.json says so.
 func create(dir string, o Options) (t *Tree, err error) {
 	o.fill()
+	o.NoWatch = true // an edit during the import is found by the next opener's scan
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}

@@ -32,8 +32,8 @@ type Options struct {
 	// store to be cut; 0 is 1 s. StoreBusy is after how long of steady writing
 	// it is cut all the same; 0 is 30 s.
 	StoreIdle, StoreBusy time.Duration
-	// NoWatch turns off the watch for edits behind the tree's back; they are
-	// then found when they are met.
+	// NoWatch turns off the watch for edits behind the tree's back, and the
+	// scan for earlier ones; they are then found when they are met.
 	NoWatch      bool
 	watchFolders bool // tests: mark each folder, as without privilege
 	// Progress hears of an import, with the number of files so far.
@@ -153,10 +153,24 @@ func openState(dir string, st *State, o Options) (*Tree, error) {
 		if err := t.watchDir(); err != nil {
 			t.logger.Warn("the directory is not watched; edits behind the tree's back are found on use", "fileset", dir, "err", err)
 		}
+		t.wg.Go(t.firstScan)
 	}
 	t.wg.Go(t.cutLoop)
 	t.wg.Go(t.commitLoop)
 	return t, nil
+}
+
+// firstScan finds what was edited while nobody watched. The tree is served
+// meanwhile: a folder that is used is compared at that moment.
+func (t *Tree) firstScan() {
+	start := time.Now()
+	if err := t.Scan(t.ctx); err != nil {
+		if t.ctx.Err() == nil {
+			t.logger.Warn("the scan for earlier edits did not end; they are found on use", "fileset", t.dir, "err", err)
+		}
+		return
+	}
+	t.logger.Debug("scanned for earlier edits", "fileset", t.dir, "dur", time.Since(start))
 }
 
 func (t *Tree) openParts() (err error) {
@@ -210,6 +224,7 @@ func (t *Tree) Close() error {
 		t.cancel()
 		t.watcher.close()
 		t.wg.Wait()
+		t.watcher.end()
 		var errs []error
 		for _, o := range t.objects.dirtyList() {
 			errs = append(errs, t.cut(o))

@@ -33,10 +33,15 @@ type watcher struct {
 	// perDir: every folder is marked by itself.
 	perDir bool
 
-	mu      sync.Mutex
-	folders map[string]kml.OID // perDir: handles of the marked folders
-	pending map[Name]sight     // where to look
-	scan    bool               // the kernel lost events
+	root int // descriptor to open handles with
+
+	mu sync.Mutex
+	// folders by handle. With perDir it holds the marked ones; else it is a
+	// bounded memory of what was looked up, 0 for folders that are not ours: a
+	// busy disk has many events that are none of this tree's business.
+	folders map[string]kml.OID
+	pending map[Name]sight // where to look
+	scan    bool           // the kernel lost events
 	wake    chan struct{}
 }
 
@@ -68,7 +73,12 @@ func (t *Tree) watchDir() error {
 	}
 	w := &watcher{t: t, fd: fd, pid: int32(os.Getpid()), pending: make(map[Name]sight),
 		folders: make(map[string]kml.OID), wake: make(chan struct{}, 1)}
+	if w.root, err = unix.Openat(t.rootfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		unix.Close(fd)
+		return err
+	}
 	if err := w.markAll(); err != nil {
+		unix.Close(w.root)
 		unix.Close(fd)
 		return err
 	}
@@ -98,7 +108,7 @@ func (w *watcher) canOpenHandles() bool {
 	if err != nil {
 		return false
 	}
-	_, err = w.resolve(h)
+	_, err = w.lookUp(h)
 	return err == nil
 }
 
@@ -146,9 +156,18 @@ func (w *watcher) markOne(oid kml.OID) error {
 	return nil
 }
 
-// added marks a new folder where folders are marked one by one.
+// added hears of a folder that is new in the tree: it is marked where folders
+// are marked one by one, and is a stranger no more.
 func (w *watcher) added(oid kml.OID) {
-	if w == nil || !w.perDir {
+	if w == nil {
+		return
+	}
+	if !w.perDir {
+		if o, err := w.t.index.Get(oid); err == nil {
+			w.mu.Lock()
+			delete(w.folders, string(o.Handle))
+			w.mu.Unlock()
+		}
 		return
 	}
 	if err := w.markOne(oid); err != nil {
@@ -159,6 +178,13 @@ func (w *watcher) added(oid kml.OID) {
 func (w *watcher) close() {
 	if w != nil {
 		w.file.Close()
+	}
+}
+
+// end gives back what the goroutines used, once they are through.
+func (w *watcher) end() {
+	if w != nil {
+		unix.Close(w.root)
 	}
 }
 
@@ -235,24 +261,38 @@ func (w *watcher) info(mask uint64, b []byte) {
 	w.note(Name{Parent: parent, Name: string(name)}, sight{when, mask&unix.FAN_MODIFY != 0})
 }
 
-// resolve finds the folder a handle means.
+// maxFolders bounds the memory of folders; it starts anew when it is full.
+const maxFolders = 64 << 10
+
+// resolve finds the folder a handle means; ENOENT when it is not ours.
 func (w *watcher) resolve(h []byte) (kml.OID, error) {
-	typ, raw := splitHandle(h)
-	if w.perDir {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		oid, ok := w.folders[string(h)]
-		if !ok {
-			return 0, syscall.ENOENT
-		}
+	w.mu.Lock()
+	oid, seen := w.folders[string(h)]
+	w.mu.Unlock()
+	if seen && oid != 0 {
 		return oid, nil
 	}
-	root, err := unix.Openat(w.t.rootfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0, err
+	if seen || w.perDir {
+		return 0, syscall.ENOENT
 	}
-	defer unix.Close(root)
-	fd, err := unix.OpenByHandleAt(root, unix.NewFileHandle(int32(typ), raw), unix.O_PATH|unix.O_CLOEXEC)
+	oid, err := w.lookUp(h)
+	if err != nil {
+		oid = 0
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.folders) >= maxFolders {
+		clear(w.folders)
+	}
+	w.folders[string(h)] = oid
+	return oid, err
+}
+
+// lookUp asks the file system for the inode behind a handle, and the index for
+// its object.
+func (w *watcher) lookUp(h []byte) (kml.OID, error) {
+	typ, raw := splitHandle(h)
+	fd, err := unix.OpenByHandleAt(w.root, unix.NewFileHandle(int32(typ), raw), unix.O_PATH|unix.O_CLOEXEC)
 	if err != nil {
 		return 0, err
 	}

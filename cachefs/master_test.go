@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -295,7 +296,7 @@ func writeFile(ctx context.Context, fs tree.FS, name, s string) error {
 	return h.Close()
 }
 
-// names lists a folder.
+// names lists a folder, in alphabetical order.
 func names(ctx context.Context, fs tree.FS, oid kml.OID) ([]string, error) {
 	h, err := fs.OpenDir(ctx, nil, oid)
 	if err != nil {
@@ -306,6 +307,7 @@ func names(ctx context.Context, fs tree.FS, oid kml.OID) ([]string, error) {
 	for off := uint64(0); ; {
 		es, err := h.ReadDir(ctx, off, 100)
 		if err != nil || len(es) == 0 {
+			slices.Sort(out)
 			return out, err
 		}
 		for _, e := range es {

@@ -44,7 +44,7 @@ func (s *site) send(m feed.Message) {
 		s.t.Fatal(err)
 	}
 	for len(b) > 0 { // in pieces, as a small msize would
-		n, err := s.f.WriteAt(b[:min(len(b), 100)], s.woff)
+		n, err := s.f.WriteAt(b[:min(len(b), max(100, len(b)/4))], s.woff)
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -141,6 +141,12 @@ func TestReintegration(t *testing.T) {
 		t.Fatalf("%+v", s.Welcome)
 	}
 	again(s)
+	s = enter(t, root, feed.Hello{Site: s.Site, Key: s.Key, Known: 2})
+	for _, o := range s.apply(batch...) {
+		if o.Status != feed.Duplicate {
+			t.Fatalf("acknowledged, and sent again: %+v", o)
+		}
+	}
 	if line := content(t, walk(t, root, tree.ExtDirName, "clients")); !strings.Contains(line, " write ") || !strings.HasSuffix(line, " laptop\n") {
 		t.Fatalf("%q", line)
 	}
@@ -359,5 +365,26 @@ func TestWriteSentAgain(t *testing.T) {
 	want[*feed.Welcome](s.frames)
 	if _, err := s.f.WriteAt(b, int64(len(b)+1)); !is(err, syscall.ESPIPE) {
 		t.Fatal(err)
+	}
+}
+
+// TestLargestBatch has every record refused with a long reason.
+func TestLargestBatch(t *testing.T) {
+	m := newMaster(t, JournalOptions{})
+	root := as(t, m.e, me(), "")
+	s := enter(t, root, feed.Hello{})
+	var rs []*kml.Record
+	size := 0
+	for size < feed.MaxPayload-300 {
+		r := &kml.Record{Op: kml.OpUnlink, Origin: kml.Origin{Site: s.Site, Seq: uint64(len(rs) + 1)}, OID: 7, Parent: kml.RootOID, Name: tree.ExtDirName}
+		n, err := kml.EncodedLen(nil, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rs, size = append(rs, r), size+n
+	}
+	out := s.apply(rs...)
+	if last := out[len(out)-1]; last.Status != feed.Refused || out[0].Reason == "" || last.Seq != uint64(len(rs)) {
+		t.Fatalf("%+v", last)
 	}
 }

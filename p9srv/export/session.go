@@ -86,15 +86,25 @@ func (s *reintSession) welcome(hello *feed.Hello) error {
 	secret, hash := newKey()
 	s.key = hash
 	var err error
-	// A client that shows another key than the last is a copy of the site, or a
-	// backup: it gets a number of its own.
-	if again := known && site.Knows(shown); again {
-		if err = s.enter(site.ID); err == nil {
-			err = t.SetSiteKeys(site.ID, hash, shown)
+	again := known && site.Knows(shown)
+	if again {
+		if err = s.enter(site.ID); err != nil {
+			return err
 		}
-	} else if site, err = t.Enrol(hello.Host, h.id.UID, hash); err == nil {
-		h.j.log.Info("site enrolled", "site", site.ID, "host", hello.Host, "uid", h.id.UID, "peer", h.id.Peer)
-		err = s.enter(site.ID)
+		// The session before may have shown meanwhile that this key is an old one.
+		if site, _ = t.Site(site.ID); site.Knows(shown) {
+			err = t.SetSiteKeys(site.ID, hash, shown)
+		} else {
+			s.exit()
+			again = false
+		}
+	}
+	if !again {
+		// A copy of the site, or a backup, or new: it gets a number of its own.
+		if site, err = t.Enrol(hello.Host, h.id.UID, hash); err == nil {
+			h.j.log.Info("site enrolled", "site", site.ID, "host", hello.Host, "uid", h.id.UID, "peer", h.id.Peer)
+			err = s.enter(site.ID)
+		}
 	}
 	if err != nil {
 		return err
@@ -104,10 +114,6 @@ func (s *reintSession) welcome(hello *feed.Hello) error {
 		if err := t.Forget(site.ID, hello.Known); err != nil {
 			return err
 		}
-	}
-	// What the older session applied last counts.
-	if now, ok := t.Site(site.ID); ok {
-		site = now
 	}
 	h.client.is(site.ID, hello.Host)
 	return h.answer(&feed.Welcome{
@@ -138,14 +144,19 @@ func (s *reintSession) enter(site kml.SiteID) error {
 	}
 }
 
-// leave gives the site's place up.
-func (s *reintSession) leave() {
+// exit gives the site's place up.
+func (s *reintSession) exit() {
 	j := s.h.j
 	j.smu.Lock()
+	defer j.smu.Unlock()
 	if j.sites[s.site] == s {
 		delete(j.sites, s.site)
 	}
-	j.smu.Unlock()
+}
+
+// leave ends the session.
+func (s *reintSession) leave() {
+	s.exit()
 	close(s.ended)
 }
 
@@ -162,18 +173,27 @@ func (s *reintSession) confirm() error {
 // apply applies the records of a batch in order. Each is decided by itself; a
 // session that ends in the middle leaves the rest to the next.
 func (s *reintSession) apply(b *feed.Batch) (*feed.Result, error) {
+	said := 0
 	res := &feed.Result{ID: b.ID, Outcomes: make([]feed.Outcome, 0, len(b.Records))}
 	for _, r := range b.Records {
 		if s.h.ctx.Err() != nil {
 			return nil, context.Cause(s.h.ctx)
 		}
-		res.Outcomes = append(res.Outcomes, s.one(r))
+		o := s.one(r)
+		if said += len(o.Reason); said > maxReasons {
+			o.Reason = ""
+		}
+		res.Outcomes = append(res.Outcomes, o)
 	}
 	return res, nil
 }
 
-// maxReason is how much of a reason is sent, in bytes.
-const maxReason = 512
+// maxReason is how much of a reason is sent, maxReasons of all in one result, so
+// that the largest batch's result fits into a frame. In bytes.
+const (
+	maxReason  = 512
+	maxReasons = feed.MaxPayload / 2
+)
 
 // one decides one record. It is not interrupted: what has begun is finished.
 func (s *reintSession) one(r *kml.Record) feed.Outcome {

@@ -153,11 +153,14 @@ func (p *pusher) find(s *tree.Store) (e *entry, queued bool) {
 func (c *Client) drain(ctx context.Context) error {
 	p := &c.push
 	for {
+		cursor := c.cache.Moved()
+		at, _ := c.cache.Cursor()
 		p.mu.Lock()
 		left := len(p.queue)
 		for _, e := range p.sent {
-			// What was refused is here until its bytes are in a safe place.
-			if !e.decided || !applied(e.out) || !e.returned && e.out.Status != feed.Duplicate {
+			// What was refused is here until its bytes are in a safe place. What
+			// turned out to change nothing has a position but does not come back.
+			if !e.decided || !applied(e.out) || !e.returned && e.out.Pos > at {
 				left++
 			}
 		}
@@ -172,6 +175,7 @@ func (c *Client) drain(ctx context.Context) error {
 		}
 		select {
 		case <-moved:
+		case <-cursor:
 		case <-changed:
 		case <-ctx.Done():
 			return ctx.Err()

@@ -222,8 +222,6 @@ func (a *app) clientProblem(addr address, dir string, err error) error {
 			lp.Remedy = "unmount what uses it, or name another with --cache"
 		}
 		return locked
-	case errors.Is(err, cachefs.ErrNot9P):
-		p.Err, p.Remedy = err, "is that the address of a mezzo master?"
 	case errors.Is(err, cachefs.ErrNotAllowed), errors.Is(err, cachefs.ErrNotMezzo):
 	default:
 		return dialProblem(addr, err)

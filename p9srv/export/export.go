@@ -95,7 +95,9 @@ type session struct {
 // Attach serves an engine that does not say who attaches: as the serving user
 // (or the squashed one), whose number nothing proves.
 func (e *Export) Attach() (p9.File, error) {
-	return e.attach(Identity{UID: e.uid}, e.credOf(p9srv.User{UID: e.uid}), "")
+	// Its engine has no context to give.
+	ctx := context.Background()
+	return e.attach(ctx, Identity{UID: e.uid}, e.credOf(p9srv.User{UID: e.uid}), "")
 }
 
 // AttachAs attaches u to the folder (or file) aname, a path from the root;
@@ -106,29 +108,33 @@ func (e *Export) AttachAs(ctx context.Context, u p9srv.User, aname string) (p9.F
 	if u.UID == p9srv.NoID {
 		u.UID, u.Proven = Nobody, false
 	}
-	return e.attach(e.identify(u), e.credOf(u), aname)
+	return e.attach(ctx, e.identify(u), e.credOf(u), aname)
 }
 
-func (e *Export) attach(who Identity, c *tree.Cred, aname string) (p9.File, error) {
+func (e *Export) attach(ctx context.Context, who Identity, c *tree.Cred, aname string) (p9.File, error) {
 	s := &session{e: e, id: e.sessions.Add(1), who: who, cred: c, root: kml.RootOID}
 	who.Session, who.ReadOnly = s.id, e.o.ReadOnly
 	// The session's operations that come without a context of their own end when
 	// the disk does.
 	s.ctx = WithIdentity(tree.WithDoor(context.Background(), e.o.Door), who)
-	a, err := e.fs.Getattr(s.ctx, nil, kml.RootOID)
+	here := s.request(ctx)
+	a, err := e.fs.Getattr(here, nil, kml.RootOID)
 	if err != nil {
-		return nil, err
+		return nil, errno(err)
 	}
-	var f p9.File = s.file(a, kml.RootOID, "")
+	var names []string
 	for name := range strings.SplitSeq(aname, "/") {
-		if name == "" || name == "." {
-			continue
+		if name != "" && name != "." {
+			names = append(names, name)
 		}
-		_, next, err := f.Walk([]string{name})
-		if err != nil {
-			return nil, err
-		}
-		f = next
+	}
+	root := s.file(a, kml.RootOID, "")
+	if len(names) == 0 {
+		return root, nil
+	}
+	_, f, err := (&File{n: root.n, ctx: here}).Walk(names)
+	if err != nil {
+		return nil, errno(err)
 	}
 	if g, ok := f.(*File); ok && g.n.isDir() {
 		s.root = g.n.oid

@@ -473,7 +473,9 @@ func (t *Tree) reconcileFolder(ctx context.Context, oid kml.OID) error {
 // reconcilePresent is reconcileDir for the names on disk; it collects the others.
 func (t *Tree) reconcilePresent(ctx context.Context, oid kml.OID, deep bool, gone *[]Name) error {
 	onDisk, err := t.namesOnDisk(ctx, oid)
-	if errors.Is(err, syscall.ESTALE) {
+	// A folder that was removed since its name was read has nothing to look
+	// at; one that is held open is not found by its descriptor's path.
+	if errors.Is(err, syscall.ESTALE) || errors.Is(err, syscall.ENOENT) {
 		return nil
 	}
 	if err != nil {

@@ -26,6 +26,14 @@ type mountpoint struct {
 	direct bool   // made by mount(2), not by the helper
 }
 
+// CheckMountPoint says, before anything else is done, whether Mount could mount
+// at path: ErrMounted, ErrNotDir, ErrNotEmpty and the like. What a killed
+// server of ours left mounted there is taken away.
+func CheckMountPoint(path string) error {
+	_, err := checkPoint(path)
+	return err
+}
+
 // checkPoint says whether path can be mounted on, and its real name. It does
 // not enter a mount that is there.
 func checkPoint(path string) (string, error) {
@@ -39,8 +47,8 @@ func checkPoint(path string) (string, error) {
 		return "", fmt.Errorf("%s: %w", path, err)
 	}
 	real := filepath.Join(dir, filepath.Base(abs))
-	if _, err := findMount(real); err == nil {
-		return "", fmt.Errorf("%s: %w", path, ErrMounted)
+	if err := clearDead(real); err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
 	}
 	if real, err = filepath.EvalSymlinks(real); errors.Is(err, unix.ENOTCONN) {
 		return "", fmt.Errorf("%s: %w", path, ErrMounted)
@@ -67,6 +75,46 @@ func checkPoint(path string) (string, error) {
 	return real, nil
 }
 
+// clearDead takes away a mount of ours whose server was killed; any other
+// mount at path is ErrMounted.
+func clearDead(path string) error {
+	t, err := findMount(path)
+	if err != nil {
+		return nil
+	}
+	if t.fstype != fsType {
+		return ErrMounted
+	}
+	if !isDead(path) {
+		return ErrMounted
+	}
+	// The lazy way does not wait: hence Background.
+	if err := (mountpoint{path: path, direct: os.Geteuid() == 0}).detach(context.Background(), true); err != nil {
+		return fmt.Errorf("%w: %w", ErrMounted, err)
+	}
+	if _, err := findMount(path); err == nil {
+		return ErrMounted // one below another
+	}
+	return nil
+}
+
+// isDead reports whether a mount has lost its server. A server that is there
+// and does not answer would hold the question for ever: after a moment it
+// counts as alive, and the goroutine that asked ends with that server.
+func isDead(path string) bool {
+	answer := make(chan error, 1)
+	go func() {
+		_, err := os.Lstat(path)
+		answer <- err
+	}()
+	select {
+	case err := <-answer:
+		return errors.Is(err, unix.ENOTCONN)
+	case <-time.After(time.Second):
+		return false
+	}
+}
+
 // mount makes the mount and returns the descriptor of its connection.
 func mount(path string, o Options) (fd int, m mountpoint, err error) {
 	real, err := checkPoint(path)
@@ -85,10 +133,12 @@ func mount(path string, o Options) (fd int, m mountpoint, err error) {
 	if err != nil {
 		return -1, m, fmt.Errorf("%s: %w", path, err)
 	}
-	if m.dev, err = findMount(real); err != nil {
+	t, err := findMount(real)
+	if err != nil {
 		unix.Close(fd)
 		return -1, m, fmt.Errorf("%s: mounted, but not in the mount table: %w", path, err)
 	}
+	m.dev = t.minor
 	return fd, m, nil
 }
 
@@ -114,7 +164,7 @@ func mountDirect(path string, o Options) (int, error) {
 	if o.ReadOnly {
 		flags |= unix.MS_RDONLY
 	}
-	if err := unix.Mount(o.source(), path, "fuse.mezzo", flags, data); err != nil {
+	if err := unix.Mount(o.source(), path, fsType, flags, data); err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("mount: %w", err)
 	}
@@ -184,15 +234,25 @@ func receiveFd(sock int) (int, error) {
 
 var errNoMount = errors.New("nothing is mounted there")
 
-// findMount looks path up in the mount table and returns the minor device
-// number of what is on top there. It touches no file system.
-func findMount(path string) (uint32, error) {
+// tableEntry is what the mount table says of a mount.
+type tableEntry struct {
+	minor  uint32 // minor device number
+	fstype string
+}
+
+// fsType is our mounts' type in the mount table.
+const fsType = "fuse.mezzo"
+
+// findMount looks path up in the mount table and returns what is on top there.
+// It touches no file system.
+func findMount(path string) (tableEntry, error) {
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return 0, err
+		return tableEntry{}, err
 	}
 	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-	minor, found := uint32(0), false
+	var top tableEntry
+	found := false
 	for line := range strings.Lines(string(table)) {
 		f := strings.Fields(line)
 		if len(f) < 5 || unescape.Replace(f[4]) != path {
@@ -201,20 +261,23 @@ func findMount(path string) (uint32, error) {
 		_, s, _ := strings.Cut(f[2], ":")
 		n, err := strconv.ParseUint(s, 10, 32)
 		if err != nil {
-			return 0, fmt.Errorf("mountinfo: %q: %w", f[2], err)
+			return top, fmt.Errorf("mountinfo: %q: %w", f[2], err)
 		}
-		minor, found = uint32(n), true
+		top, found = tableEntry{minor: uint32(n)}, true
+		if _, after, ok := strings.Cut(line, " - "); ok {
+			top.fstype, _, _ = strings.Cut(after, " ")
+		}
 	}
 	if !found {
-		return 0, errNoMount
+		return top, errNoMount
 	}
-	return minor, nil
+	return top, nil
 }
 
 // mounted reports whether m still stands at its place.
 func (m mountpoint) mounted() bool {
-	dev, err := findMount(m.path)
-	return err == nil && dev == m.dev
+	t, err := findMount(m.path)
+	return err == nil && t.minor == m.dev
 }
 
 // unmount takes the mount away; lazily when it is in use or ctx has ended,

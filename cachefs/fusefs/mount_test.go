@@ -359,3 +359,25 @@ func tempDir(t testing.TB, dir string) string {
 	})
 	return d
 }
+
+// A server that was killed leaves a dead mount; the next one takes its place.
+func TestDeadMountIsTakenAway(t *testing.T) {
+	needFuse(t)
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to mount without a helper")
+	}
+	dir := t.TempDir()
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	fd, err := mountDirect(dir, Options{})
+	must(t, err)
+	if err := CheckMountPoint(dir); !errors.Is(err, ErrMounted) {
+		t.Errorf("a mount with a server: %v", err)
+	}
+	must(t, unix.Close(fd))
+	if err := CheckMountPoint(dir); err != nil {
+		t.Errorf("a mount without a server: %v", err)
+	}
+	if _, err := findMount(dir); err == nil {
+		t.Error("the dead mount is still there")
+	}
+}

@@ -113,17 +113,13 @@ func detach(path string) {
 // and a mount point in one of the folders it would show, or the other way
 // round.
 func checkMountPoint(mnt string, apart ...string) error {
-	names, err := os.ReadDir(mnt)
-	if err != nil {
-		return pathProblem(mnt, err)
-	}
 	for _, dir := range apart {
 		if inside(mnt, dir) || inside(dir, mnt) {
 			return &problem{Thing: mnt, Err: fmt.Errorf("is in %s, or holds it", dir), Remedy: "mount elsewhere"}
 		}
 	}
-	if len(names) > 0 {
-		return mountProblem(mnt, fusefs.ErrNotEmpty)
+	if err := fusefs.CheckMountPoint(mnt); err != nil {
+		return mountProblem(mnt, err)
 	}
 	return nil
 }
@@ -155,6 +151,9 @@ func mountProblem(mnt string, err error) error {
 			}
 			return p
 		}
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return pathProblem(mnt, os.ErrNotExist)
 	}
 	if text, ok := strings.CutPrefix(err.Error(), mnt+": "); ok {
 		p.Err = errors.New(text)

@@ -36,7 +36,7 @@ func TestModel(t *testing.T) {
 	rng := testutil.Rand(t)
 	rounds, steps := 2, 150
 	if testutil.Long() {
-		rounds, steps = 30, 3000
+		rounds, steps = 20, 1000
 	}
 	m := newModel(t)
 	for round := range rounds {
@@ -46,6 +46,7 @@ func TestModel(t *testing.T) {
 			m.restart()
 		}
 		m.compare(fmt.Sprintf("round %d", round))
+		t.Logf("round %d done", round)
 		if t.Failed() {
 			return
 		}

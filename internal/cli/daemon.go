@@ -32,7 +32,13 @@ func (a *app) background(ctx context.Context, args []string) error {
 		return err
 	}
 	defer r.Close()
-	cmd := exec.Command("/proc/self/exe")
+	// Its own path, so that it is called mezzo in ps(1) and not exe; the link
+	// when the file was replaced meanwhile.
+	path, err := os.Executable()
+	if _, gone := os.Stat(path); err != nil || gone != nil {
+		path = "/proc/self/exe"
+	}
+	cmd := exec.Command(path)
 	// A mount helper's name means another command line.
 	name := strings.Replace(a.env.Args[0], mountHelper, "mezzo", 1)
 	cmd.Args = append([]string{name}, args...)

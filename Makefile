@@ -3,7 +3,7 @@
 PREFIX ?= /usr/local
 MANDIR ?= $(PREFIX)/share/man
 
-.PHONY: all test lint deps bench install uninstall clean
+.PHONY: all test lint deps bench bench-9p install uninstall clean
 
 all:
 	go build -o mezzo ./cmd/mezzo
@@ -22,6 +22,10 @@ lint:
 
 bench:
 	go test -run '^$$' -bench . -benchmem ./...
+
+# Side by side with diod and hugelgupf's localfs; ARGS as in go run ./cmd/bench9p -help.
+bench-9p:
+	go run ./cmd/bench9p $(ARGS)
 
 install: all
 	install -D -m 755 mezzo $(DESTDIR)$(PREFIX)/bin/mezzo

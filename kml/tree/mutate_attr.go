@@ -36,6 +36,11 @@ func (t *Tree) Setattr(ctx context.Context, c *Cred, oid kml.OID, h Handle, s Se
 			return Attr{}, err
 		}
 		s.Mask &^= SetSize
+		if s.Mask&(SetAtime|SetMtime|SetAtimeNow|SetMtimeNow) == SetMtimeNow {
+			// ftruncate(2) has set it, as anybody may who may write;
+			// utimensat(2) leaves a single time to the owner.
+			s.Mask &^= SetMtimeNow
+		}
 	}
 	r := t.record(c, kml.OpSetattr)
 	r.OID = oid
@@ -61,7 +66,7 @@ func (t *Tree) setattr(ctx context.Context, c *Cred, r *kml.Record, s SetAttr) e
 		was := kmlAttr(&old)
 		r.HadOld, r.Old, r.Attr, r.Mask = true, was, was, kml.MaskMode|kml.MaskUID|kml.MaskGID|kml.MaskMtime
 		t.wanted(&r.Attr, s)
-		call := func() error { return c.as(func() error { return p.apply(s) }) }
+		call := func() error { return p.applyAs(c, &old, s) }
 		if !changes(was, r.Attr) && r.Origin == (kml.Origin{}) {
 			return call() // nothing to log; the kernel still says whether it is allowed
 		}
@@ -118,6 +123,29 @@ func changed(a, b kml.Attr) kml.AttrMask {
 }
 
 func changes(a, b kml.Attr) bool { return changed(a, b) != 0 }
+
+// applyAs is apply by c. A change of mode that takes set-id bits and nothing
+// else is also for who may write: a write has that effect, and clients whose
+// kernel strips the bits itself, such as Linux's 9P client before an O_TRUNC,
+// send it as the writer's own (ATTR_KILL_SUID in notify_change of fs/attr.c).
+func (p place) applyAs(c *Cred, old *unix.Statx_t, s SetAttr) error {
+	was := uint32(old.Mode) & 07777
+	if s.Mask&SetMode == 0 || c.asProcess() || c.UID == old.Uid || was&^06000 != s.Mode&^06000&07777 || s.Mode&06000&^was != 0 {
+		return c.as(func() error { return p.apply(s) })
+	}
+	rest := s
+	rest.Mask &^= SetMode
+	err := c.as(func() error {
+		if err := unix.Faccessat(unix.AT_FDCWD, p.path(), unix.W_OK, unix.AT_EACCESS); err != nil {
+			return syscall.EPERM
+		}
+		return p.apply(rest)
+	})
+	if err != nil {
+		return err
+	}
+	return unix.Chmod(p.path(), s.Mode&07777)
+}
 
 // apply makes the system calls: owner, then mode (a change of owner clears
 // the set-id bits), then times.

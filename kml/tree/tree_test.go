@@ -433,3 +433,39 @@ func TestRunsAsTheUser(t *testing.T) {
 	}
 	checkAgrees(t, tr)
 }
+
+// TestWritersSetattr sends what a client's kernel sends for a writer who does
+// not own the file: the time of a truncation, and set-id bits taken by it.
+func TestWritersSetattr(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	tr := newTree(t)
+	ctx := t.Context()
+	a, h, err := tr.Create(ctx, nil, kml.RootOID, "f", unix.O_RDWR, 0o644)
+	ok(t, err)
+	ok(t, h.Close())
+	u := &Cred{UID: 4711, GID: 4712}
+	stripped := SetAttr{Mask: SetMode | SetSize | SetMtimeNow, Mode: 0o777}
+	set := func(mode uint32) {
+		t.Helper()
+		must[Attr](t)(tr.Setattr(ctx, nil, a.OID, nil, SetAttr{Mask: SetMode | SetMtime, Mode: mode, Mtime: 1e9}))
+	}
+	set(0o6777)
+	got := must[Attr](t)(tr.Setattr(ctx, u, a.OID, nil, stripped))
+	if got.Mode&07777 != 0o777 || got.Mtime == 1e9 {
+		t.Errorf("mode %o, mtime %d", got.Mode, got.Mtime)
+	}
+	for _, mode := range []uint32{0o6775, 0o6770} { // not a writer
+		set(mode)
+		_, err = tr.Setattr(ctx, u, a.OID, nil, SetAttr{Mask: SetMode, Mode: mode &^ 0o6000})
+		wantErr(t, err, syscall.EPERM)
+	}
+	set(0o6777)
+	for _, mode := range []uint32{0o7777, 0o776, 0o1777} {
+		_, err = tr.Setattr(ctx, u, a.OID, nil, SetAttr{Mask: SetMode, Mode: mode})
+		wantErr(t, err, syscall.EPERM)
+	}
+	_, err = tr.Setattr(ctx, u, a.OID, nil, SetAttr{Mask: SetMtimeNow})
+	wantErr(t, err, syscall.EPERM)
+}

@@ -141,13 +141,18 @@ func (f *File) LockContext(ctx context.Context, l p9srv.Lock) (p9.LockStatus, er
 	return p9.LockStatusOK, nil
 }
 
-// GetLock tells the lock that is in l's way, or l as unlocked. The holder's
-// client is not named: it may be no 9P client.
+// GetLock tells the lock that is in l's way, or l as unlocked. Linux asks with
+// type unlock, whatever its user has asked for (v9fs_file_getlock); it is told
+// what would be in a write lock's way. The holder's client is not named: it may
+// be no 9P client.
 func (f *File) GetLock(ctx context.Context, l p9srv.Lock) (p9srv.Lock, error) {
 	n := f.n
 	tl, err := n.lockOf(l)
 	if err != nil {
 		return l, err
+	}
+	if tl.Type == unix.F_UNLCK {
+		tl.Type = unix.F_WRLCK
 	}
 	got, err := n.s.e.fs.TestLock(n.s.request(ctx), n.oid, tl)
 	if err != nil {

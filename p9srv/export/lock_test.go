@@ -57,6 +57,12 @@ func TestLocks(t *testing.T) {
 	}
 	un := w
 	un.Type = p9.Unlock
+	// Linux asks so.
+	asks := un
+	asks.Conn, asks.Start, asks.Length = 2, 0, 0
+	if got, err := b.GetLock(t.Context(), asks); err != nil || got.Type != p9.WriteLock || got.Start != 10 {
+		t.Fatalf("%+v, %v", got, err)
+	}
 	un.Start, un.Length = 0, 0
 	if s := set(a, un); s != p9.LockStatusOK || m.held() != 0 || !a.n.h.(*memHandle).o.clean {
 		t.Fatal("unlock:", s, m.held())

@@ -139,6 +139,11 @@ type Attr struct {
 	// DataVersion moves with every change of contents: a position while the
 	// object is clean, a value with the top bit set while it is open-dirty.
 	DataVersion uint64
+	// Content tells the contents of a regular file apart over replacements: it
+	// moves when they are replaced under those who read them, which keep the
+	// older ones, and not when they are written to. It is of no use outside this
+	// process; 0 says nothing.
+	Content uint64
 }
 
 // DataDirty is set in Attr.DataVersion while an object is open-dirty.

@@ -23,14 +23,16 @@ type handle struct {
 	mu  sync.RWMutex // held for reading by every use of fd, for writing by reopen and Close
 	fd  atomic.Int64
 	gen atomic.Uint64 // obj.gen the descriptor belongs to
+	// left is Attr.DataVersion from when the descriptor's inode was replaced.
+	left atomic.Uint64
 }
 
 // handle registers fd, a descriptor of oid's present inode.
 func (s *objects) handle(t *Tree, oid kml.OID, fd, flags int, c *Cred) *handle {
 	h := &handle{t: t, obj: s.acquire(oid), flags: flags, cred: c}
 	h.fd.Store(int64(fd))
-	h.gen.Store(h.obj.gen.Load())
 	s.mu.Lock()
+	h.gen.Store(h.obj.gen.Load()) // a replacement that begins later finds h
 	h.obj.handles[h] = struct{}{}
 	s.mu.Unlock()
 	return h
@@ -41,7 +43,7 @@ func (t *Tree) Open(ctx context.Context, c *Cred, oid kml.OID, flags int) (Handl
 	o := t.objects.acquire(oid)
 	defer t.objects.release(o)
 	for range maxRetry {
-		gen := o.gen.Load()
+		gen := o.still()
 		fd, err := t.openFile(ctx, c, oid, flags)
 		if err != nil {
 			return nil, err
@@ -97,25 +99,38 @@ func (h *handle) Pinned() bool { return !h.writable() && h.gen.Load() != h.obj.g
 
 // Attr is Handle.Attr.
 func (h *handle) Attr(ctx context.Context) (Attr, error) {
-	if h.writable() {
-		if err := h.follow(ctx); err != nil {
+	for range maxRetry {
+		if h.writable() {
+			if err := h.follow(ctx); err != nil {
+				return Attr{}, err
+			}
+		}
+		gen := h.obj.still()
+		a, own, err := h.attrOnce()
+		if err != nil {
 			return Attr{}, err
 		}
+		if h.obj.gen.Load() != gen || own != gen && h.writable() {
+			continue
+		}
+		if own != gen {
+			a.DataVersion = h.left.Load()
+		}
+		return a, nil
 	}
+	return Attr{}, syscall.ESTALE
+}
+
+// attrOnce is the attributes of h's inode, and the generation it is of.
+func (h *handle) attrOnce() (a Attr, gen uint64, err error) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	var st unix.Statx_t
-	if err := unix.Statx(int(h.fd.Load()), "", unix.AT_EMPTY_PATH, statxMask, &st); err != nil {
-		return Attr{}, err
-	}
-	obj, err := h.t.index.Get(h.obj.oid)
-	if errors.Is(err, ErrNotFound) {
-		obj, err = &Object{OID: h.obj.oid}, nil
-	}
+	obj, err := h.t.objectOrGone(h.obj.oid)
 	if err != nil {
-		return Attr{}, err
+		return Attr{}, 0, err
 	}
-	return h.t.attrOf(obj, &st), nil
+	a, _, err = h.t.settledAttr(obj, int(h.fd.Load()))
+	return a, h.gen.Load(), err
 }
 
 // ReadAt is Handle.ReadAt.
@@ -151,7 +166,7 @@ func (h *handle) follow(ctx context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for range maxRetry {
-		gen := h.obj.gen.Load()
+		gen := h.obj.still()
 		if h.gen.Load() == gen {
 			return nil
 		}

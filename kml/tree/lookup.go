@@ -25,11 +25,19 @@ func (t *Tree) Lookup(ctx context.Context, c *Cred, parent kml.OID, name string)
 		if err := t.mayOpenDir(c, dirfd, unix.X_OK); err != nil {
 			return err
 		}
-		k, err := t.child(dirfd, parent, name)
-		if err == nil {
+		for range maxRetry {
+			end := t.log.End()
+			k, err := t.child(dirfd, parent, name)
+			if err != nil {
+				return err
+			}
 			a = t.attrOf(k.obj, &k.st)
+			a.contentIs(k.handle)
+			if t.log.End() == end {
+				break // no store was cut between the looks at disk and index
+			}
 		}
-		return err
+		return nil
 	})
 	return a, err
 }
@@ -57,18 +65,62 @@ func (t *Tree) Parent(_ context.Context, oid kml.OID) (kml.OID, error) {
 	return obj.Parent, nil
 }
 
-// Getattr is FS.Getattr.
+// Getattr is FS.Getattr. It answers what the object is before or after a
+// replacement of its contents, never a mix.
 func (t *Tree) Getattr(ctx context.Context, _ *Cred, oid kml.OID) (Attr, error) {
-	var a Attr
-	err := t.at(ctx, nil, oid, func(p place) error {
-		var st unix.Statx_t
-		if err := unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &st); err != nil {
+	for range maxRetry {
+		var a Attr
+		whole := false
+		err := t.at(ctx, nil, oid, func(p place) (err error) {
+			a, whole, err = t.settledAttr(p.obj, p.fd)
 			return err
+		})
+		if whole || err != nil {
+			return a, err
 		}
-		a = t.attrOf(p.obj, &st)
-		return nil
-	})
-	return a, err
+	}
+	return Attr{}, syscall.ESTALE
+}
+
+// settledAttr joins what the disk says of fd with what the index knows of its
+// object, at one moment as far as the log tells: a store that is cut meanwhile
+// is in both or in neither. obj is what the index said when fd was found. whole
+// is false when the index has another inode for the object by now.
+func (t *Tree) settledAttr(obj *Object, fd int) (a Attr, whole bool, err error) {
+	for range maxRetry {
+		end := t.log.End()
+		_, dirty := t.objects.dataVersion(obj.OID)
+		var st unix.Statx_t
+		if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, statxMask, &st); err != nil {
+			return Attr{}, false, err
+		}
+		a = t.attrOf(obj, &st)
+		if t.log.End() == end && dirty == (a.DataVersion&DataDirty != 0) {
+			break
+		}
+		if obj, err = t.objectOrGone(obj.OID); err != nil {
+			return Attr{}, false, err
+		}
+	}
+	if a.Mode&unix.S_IFMT != unix.S_IFREG {
+		return a, true, nil
+	}
+	h, err := HandleAt(fd, "")
+	if err != nil {
+		return a, true, nil // the index could not know it either
+	}
+	a.contentIs(h)
+	return a, obj.is(h), nil
+}
+
+// objectOrGone is what the index holds of an object; of one that has no name
+// any more nothing but the oid.
+func (t *Tree) objectOrGone(oid kml.OID) (*Object, error) {
+	obj, err := t.index.Get(oid)
+	if errors.Is(err, ErrNotFound) {
+		return &Object{OID: oid}, nil
+	}
+	return obj, err
 }
 
 // attrOf joins what the disk says with what the index knows.

@@ -64,6 +64,7 @@ func (t *Tree) make(ctx context.Context, m making) (Attr, error) {
 			return err
 		}
 		a = t.attrOf(obj, &st)
+		a.contentIs(handle)
 		if r.Op == kml.OpMkdir {
 			t.watcher.added(r.OID)
 		}
@@ -303,7 +304,11 @@ func (t *Tree) linkIn(ctx context.Context, c *Cred, r *kml.Record, dirfd int, p 
 	if err != nil {
 		return a, err
 	}
-	return t.attrOf(obj, &st), nil
+	a = t.attrOf(obj, &st)
+	if h, err := HandleAt(p.fd, ""); err == nil {
+		a.contentIs(h)
+	}
+	return a, nil
 }
 
 // orErrno maps a missing object to one errno and no error to another.

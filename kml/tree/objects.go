@@ -31,7 +31,10 @@ type openObject struct {
 
 	mu     sync.RWMutex
 	writes atomic.Uint64 // counts every change of contents, before it is made
-	gen    atomic.Uint64 // counts replacements of the inode
+	// gen is a sequence lock: two more with every replacement of the inode, odd
+	// while one is under way, from before the first name gets the new inode until
+	// log and index know of it. mu is held for writing meanwhile.
+	gen atomic.Uint64
 
 	dmu     sync.Mutex // guards what follows; taken under mu
 	dirty   atomic.Bool
@@ -76,6 +79,40 @@ func (s *objects) release(o *openObject) {
 	defer s.mu.Unlock()
 	if o.refs--; o.refs == 0 {
 		delete(s.m, o.oid)
+	}
+}
+
+// still waits until no replacement is under way and returns gen. The caller
+// holds no lock of the tree.
+func (o *openObject) still() uint64 {
+	for {
+		gen := o.gen.Load()
+		if gen&1 == 0 {
+			return gen
+		}
+		o.mu.RLock() // the replacement ends before it gives mu back
+		o.mu.RUnlock()
+	}
+}
+
+// replacing begins a replacement of o's inode, whose contents were of version
+// v. The caller holds o.mu for writing until it has called done, which takes
+// whether any name has the new inode.
+func (s *objects) replacing(o *openObject, v kml.Position) (done func(replaced bool)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for h := range o.handles {
+		if h.gen.Load() == o.gen.Load() {
+			h.left.Store(uint64(v))
+		}
+	}
+	o.gen.Add(1)
+	return func(replaced bool) {
+		if replaced {
+			o.gen.Add(1)
+		} else {
+			o.gen.Add(^uint64(0)) // what handles have is still the object's
+		}
 	}
 }
 

@@ -353,8 +353,7 @@ func (t *Tree) foreignSave(ctx context.Context, p place, o *Object, st *unix.Sta
 		r := t.record(nil, kml.OpStore)
 		r.OID, r.Base.Pos = o.OID, o.DataVersion
 		r.Attr = kml.Attr{Size: st.Size, Mtime: nsOf(st.Mtime)}
-		t.newInode(o.OID)
-		if err := t.foreign(r, note); err != nil {
+		if err := t.foreignInode(o, func() error { return t.foreign(r, note) }); err != nil {
 			return 0, false, err
 		}
 	case unix.S_IFDIR:
@@ -375,12 +374,16 @@ func (t *Tree) foreignSave(ctx context.Context, p place, o *Object, st *unix.Sta
 	return sub, false, t.foreignAttrs(ctx, p, fresh, st)
 }
 
-// newInode tells open handles that their object has another inode now.
-func (t *Tree) newInode(oid kml.OID) {
-	if o := t.objects.find(oid); o != nil {
-		o.gen.Add(1)
-		t.objects.release(o)
-	}
+// foreignInode journals that an object has another inode, which open handles
+// learn of. The caller holds the lock of its folder.
+func (t *Tree) foreignInode(obj *Object, journal func() error) error {
+	defer t.objs.lock(obj.OID)()
+	o := t.objects.acquire(obj.OID)
+	defer t.objects.release(o)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	defer t.objects.replacing(o, obj.DataVersion)(true)
+	return journal()
 }
 
 // foreignChange compares the object behind p with what the index saw last. The

@@ -281,7 +281,7 @@ func (t *Tree) replaceOnce(ctx context.Context, c *Cred, r *kml.Record, staged s
 	if err := dress(staged, first.place(), &st, r.Attr.Mtime); err != nil {
 		return err
 	}
-	return t.swapIn(ctx, r, o, staged, targets)
+	return t.swapIn(ctx, r, swap{o, obj.DataVersion, staged, targets})
 }
 
 // target is a name that gets a new inode.
@@ -371,13 +371,24 @@ func dress(staged string, old place, st *unix.Statx_t, mtime int64) error {
 	return p.utimes(utimeOmit, mtime)
 }
 
+// swap is a replacement of an object's inode.
+type swap struct {
+	o      *openObject
+	was    kml.Position // version of the contents that go
+	staged string
+	ts     []target
+}
+
 // swapIn renames the staged file over each name and journals the store.
-func (t *Tree) swapIn(ctx context.Context, r *kml.Record, o *openObject, staged string, ts []target) error {
+func (t *Tree) swapIn(ctx context.Context, r *kml.Record, s swap) error {
 	var st unix.Statx_t
+	staged, ts := s.staged, s.ts
 	handle, err := HandleAt(unix.AT_FDCWD, staged)
 	if err != nil {
 		return err
 	}
+	done, replaced := t.objects.replacing(s.o, s.was), false
+	defer func() { done(replaced) }()
 	m := mutation{
 		rec:    r,
 		handle: handle,
@@ -394,13 +405,13 @@ func (t *Tree) swapIn(ctx context.Context, r *kml.Record, o *openObject, staged 
 				if err := unix.Renameat(unix.AT_FDCWD, from, k.dir.fd, k.name); err != nil {
 					return err
 				}
+				replaced = true
 				fault.Point("tree.replace")
 				// New contents are no change of the folder.
 				if err := (place{fd: k.dir.fd}).utimes(utimeOmit, nsOf(k.mtime.Mtime)); err != nil {
 					return err
 				}
 			}
-			o.gen.Add(1)
 			return nil
 		},
 		result: func() (err error) {

@@ -21,6 +21,7 @@
 //	kml/tree             the journaled tree over a directory: identity,
 //	                     journaling, recovery, reconciling; and a cache's tree
 //	kml/feed             the frames of feed, snapshot and reintegration
+//	kml/replay           a log without its tree: names, and a plain directory made what it says
 //	kml                  the log: records, segments, repair
 //
 //	internal/fault       named points where tests may kill the process

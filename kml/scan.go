@@ -154,6 +154,23 @@ func (s *Scanner) Next() (Raw, error) {
 	}
 }
 
+// NextRecord is Next, decoded. What a writer left unfinished at the end, or is
+// writing just now, is not there: io.EOF.
+func (s *Scanner) NextRecord() (*Record, error) {
+	w, err := s.Next()
+	if err == nil {
+		return w.Record()
+	}
+	var d *Damage
+	if !errors.As(err, &d) {
+		return nil, err
+	}
+	if _, next := s.Next(); next == io.EOF && d.Torn() {
+		return nil, io.EOF
+	}
+	return nil, err
+}
+
 // errAgain is a step that brought no record.
 var errAgain = errors.New("no record yet")
 

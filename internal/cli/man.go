@@ -22,6 +22,7 @@ func (a *app) commands() []*cobra.Command {
 		a.mountCommand(),
 		a.statusCommand(),
 		a.logCommand(),
+		a.kmlCommand(),
 		a.manCommand(),
 	}
 }

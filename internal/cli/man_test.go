@@ -33,6 +33,9 @@ func testApp() *app {
 
 func pageOf(t *testing.T, c *cobra.Command) (string, []byte) {
 	t.Helper()
+	for c.HasParent() && c.Parent().HasParent() {
+		c = c.Parent() // a sub-command stands in its command's page
+	}
 	name := "mezzo-" + c.Name() + ".1"
 	if inMezzo1[c.Name()] {
 		name = "mezzo.1"
@@ -44,12 +47,21 @@ func pageOf(t *testing.T, c *cobra.Command) (string, []byte) {
 	return name, text
 }
 
+// withSubcommands is c and all commands below it.
+func withSubcommands(c *cobra.Command) []*cobra.Command {
+	all := []*cobra.Command{c}
+	for _, sub := range c.Commands() {
+		all = append(all, withSubcommands(sub)...)
+	}
+	return all
+}
+
 // TestFlagsStandInPages holds commands and pages together: every flag stands
 // in its command's page, and a page names no flag that is not there.
 func TestFlagsStandInPages(t *testing.T) {
 	root := testApp().rootCommand()
 	known := map[string]map[string]bool{}
-	for _, c := range append(root.Commands(), root) {
+	for _, c := range withSubcommands(root) {
 		name, text := pageOf(t, c)
 		in := pageFlags(text)
 		if known[name] == nil {

@@ -63,6 +63,11 @@ type Fileset struct {
 	// in blocks, each saved before its first use.
 	CounterReserved uint64 `json:"counter_reserved"`
 	Importing       bool   `json:"importing,omitempty"` // Init is not through yet
+	// OwnSites are the master's own sites of earlier epochs.
+	OwnSites []kml.SiteID `json:"own_sites,omitempty"`
+	// Suspect is set from a crash of the machine until the directory has been
+	// looked at in full.
+	Suspect *Suspect `json:"suspect,omitempty"`
 	// RootHandle and Machine tell a fileset that was copied or restored.
 	RootHandle string `json:"root_handle"`
 	Machine    string `json:"machine"`
@@ -346,8 +351,8 @@ func (s *State) MintSite() (kml.SiteID, error) {
 		id = max(f.NextSite, 2)
 		f.NextSite = id + 1
 	})
-	if err == nil && id > kml.MaxSite {
-		err = fmt.Errorf("all %d site numbers are given away", kml.MaxSite)
+	if err == nil && id >= ownSites {
+		err = fmt.Errorf("all %d site numbers of clients are given away", ownSites)
 	}
 	return id, err
 }

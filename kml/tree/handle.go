@@ -81,6 +81,11 @@ func (t *Tree) openFile(ctx context.Context, c *Cred, oid kml.OID, flags int) (i
 		default:
 			return syscall.EOPNOTSUPP
 		}
+		if flags&unix.O_TRUNC == 0 || flags&unix.O_ACCMODE == unix.O_RDONLY {
+			if err := t.whole(ctx, p); err != nil {
+				return err
+			}
+		}
 		return c.as(func() (err error) {
 			fd, err = unix.Open(p.path(), flags&keep|unix.O_CLOEXEC, 0)
 			return err
@@ -280,7 +285,10 @@ func (h *handle) truncate(ctx context.Context, size uint64) error {
 			return err
 		}
 		h.obj.dirtied(min(size, uint64(st.Size)), ^uint64(0)-size)
-		return unix.Ftruncate(fd, int64(size))
+		if err := unix.Ftruncate(fd, int64(size)); err != nil || size > 0 {
+			return err
+		}
+		return h.t.damage.clear(h.obj.oid) // whatever was in it is gone on purpose
 	})
 }
 
@@ -293,7 +301,11 @@ func (t *Tree) truncate(ctx context.Context, c *Cred, oid kml.OID, h Handle, siz
 	if h, ok := h.(*handle); ok && h.writable() {
 		return h.truncate(ctx, size)
 	}
-	own, err := t.Open(ctx, c, oid, unix.O_WRONLY)
+	flags := unix.O_WRONLY
+	if size == 0 {
+		flags |= unix.O_TRUNC
+	}
+	own, err := t.Open(ctx, c, oid, flags)
 	if err != nil {
 		return err
 	}

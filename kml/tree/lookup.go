@@ -131,6 +131,9 @@ func (t *Tree) attrOf(obj *Object, st *unix.Statx_t) Attr {
 		Atime: nsOf(st.Atime), Mtime: nsOf(st.Mtime), Ctime: nsOf(st.Ctime), Btime: nsOf(st.Btime),
 		Version: obj.Version, DataVersion: uint64(obj.DataVersion),
 	}
+	if _, bad := t.damage.has(obj.OID); bad {
+		a.Size, a.Mtime = obj.Attr.Size, obj.Attr.Mtime // the version's, which the bytes are not
+	}
 	if v, dirty := t.objects.dataVersion(obj.OID); dirty {
 		a.DataVersion = v
 	}

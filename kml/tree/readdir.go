@@ -74,7 +74,7 @@ func (t *Tree) list(ctx context.Context, oid kml.OID, fd int) ([]DirEntry, error
 			return list, nil
 		}
 		for _, name := range odd {
-			if err := t.reconcileName(ctx, oid, name); err != nil && !errors.Is(err, syscall.ENOENT) {
+			if err := t.reconcileName(ctx, oid, name); err != nil && !errors.Is(err, syscall.ENOENT) && !errors.Is(err, errDamaged) {
 				return nil, err
 			}
 		}

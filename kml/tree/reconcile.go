@@ -77,6 +77,9 @@ func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string, w
 			t.dirs.forget(parent)
 			return 0, false, syscall.ESTALE
 		}
+		if d, bad := t.damage.has(oid); bad && d.Missing {
+			return 0, false, errDamaged
+		}
 		return 0, false, t.foreignRemove(ctx, ref.fd, Name{parent, name}, oid)
 	}
 	if err != nil {
@@ -111,6 +114,13 @@ func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string, w
 		old, err := t.index.Get(oid)
 		if err != nil {
 			return 0, false, err
+		}
+		if len(old.Handle) == 0 && looksLike(old, &st) {
+			// The index was made again and has not seen the object yet.
+			if err := t.index.Update(func(b *Batch) error { return noteInode(b, oid, &st, handle) }); err != nil {
+				return 0, false, err
+			}
+			return 0, false, t.foreignAttrs(ctx, p, old, &st)
 		}
 		if old.Attr.Mode&unix.S_IFMT == uint32(st.Mode)&unix.S_IFMT && !t.livesElsewhere(old, Name{parent, name}) {
 			sub, again, err := t.foreignSave(ctx, p, old, &st, handle)
@@ -350,10 +360,16 @@ func (t *Tree) foreignSave(ctx context.Context, p place, o *Object, st *unix.Sta
 	note := func(b *Batch) error { return noteInode(b, o.OID, st, handle) }
 	switch uint32(st.Mode) & unix.S_IFMT {
 	case unix.S_IFREG:
+		if t.suspects(st) {
+			return 0, false, t.foundDamaged(o, st, handle)
+		}
 		r := t.record(nil, kml.OpStore)
 		r.OID, r.Base.Pos = o.OID, o.DataVersion
 		r.Attr = kml.Attr{Size: st.Size, Mtime: nsOf(st.Mtime)}
 		if err := t.foreignInode(o, func() error { return t.foreign(r, note) }); err != nil {
+			return 0, false, err
+		}
+		if err := t.damage.clear(o.OID); err != nil {
 			return 0, false, err
 		}
 	case unix.S_IFDIR:
@@ -411,10 +427,16 @@ func (t *Tree) foreignChange(ctx context.Context, p place, oid kml.OID, wrote bo
 		return nil
 	}
 	if uint32(st.Mode)&unix.S_IFMT == unix.S_IFREG && (wrote || o.Fp.Size != st.Size || o.Fp.Mtime != nsOf(st.Mtime)) {
+		if t.suspects(st) {
+			return t.foundDamaged(o, st, nil)
+		}
 		r := t.record(nil, kml.OpStore)
 		r.OID, r.Base.Pos = o.OID, o.DataVersion
 		r.Attr = kml.Attr{Size: st.Size, Mtime: nsOf(st.Mtime)}
 		if err := t.foreign(r, func(b *Batch) error { return noteChange(b, o.OID, st) }); err != nil {
+			return err
+		}
+		if err := t.damage.clear(o.OID); err != nil { // whoever wrote it has mended it
 			return err
 		}
 		if o, err = t.index.Get(o.OID); err != nil {
@@ -454,7 +476,7 @@ func (t *Tree) reconcileDir(ctx context.Context, oid kml.OID, deep bool) error {
 		return err
 	}
 	for _, n := range gone {
-		if err := t.reconcileName(ctx, n.Parent, n.Name); err != nil && !errors.Is(err, syscall.ESTALE) {
+		if err := t.reconcileName(ctx, n.Parent, n.Name); err != nil && !errors.Is(err, syscall.ESTALE) && !errors.Is(err, errDamaged) {
 			return err
 		}
 	}
@@ -546,4 +568,14 @@ func (t *Tree) onDisk(n Name) bool {
 }
 
 // Scan compares the whole directory with the index and journals what differs.
-func (t *Tree) Scan(ctx context.Context) error { return t.reconcileDir(ctx, kml.RootOID, true) }
+func (t *Tree) Scan(ctx context.Context) error {
+	if err := t.reconcileDir(ctx, kml.RootOID, true); err != nil {
+		return err
+	}
+	if t.suspect.Load() == nil {
+		return nil
+	}
+	// All that a crash left has been seen; what differs from now on is an edit.
+	t.suspect.Store(nil)
+	return t.state.Update(func(f *Fileset) { f.Suspect = nil })
+}

@@ -14,17 +14,31 @@ import (
 	"github.com/mezzofs/mezzo/kml"
 )
 
-// openIndex opens the index. One that is missing, damaged or ahead of the log
-// is made again from the log.
+// openIndex opens the index, and cuts history where log and index cannot be
+// trusted. An index that is missing, damaged, a copy's or ahead of history is
+// made again from the log.
 func (t *Tree) openIndex() (*Index, error) {
 	path := t.state.Path("index.db")
-	o := IndexOptions{Logger: t.logger, Track: func(s kml.SiteID) bool { return s != t.site }}
+	o := IndexOptions{Logger: t.logger, Track: func(s kml.SiteID) bool { return !t.ownSite(s) }}
 	x, err := OpenIndex(path, o)
-	if err == nil && x.Cursor() <= t.log.End() {
-		return x, nil
-	}
 	if err != nil && !errors.Is(err, ErrIndexDamaged) {
 		return nil, err
+	}
+	var at kml.Position
+	if err == nil {
+		at = x.Cursor()
+	}
+	if err := t.settleHistory(at); err != nil {
+		if x != nil {
+			err = errors.Join(err, x.Close())
+		}
+		return nil, err
+	}
+	fs := t.state.Fileset()
+	t.site = fs.Site
+	t.suspect.Store(fs.Suspect)
+	if err == nil && at <= t.log.End() && (t.past == nil || !t.past.Copied && at <= t.past.After) {
+		return x, nil
 	}
 	t.logger.Warn("index is made again from the log", "fileset", t.dir, "err", err)
 	if err == nil {
@@ -58,6 +72,11 @@ func (t *Tree) recoverState() (err error) {
 	}); err != nil {
 		return err
 	}
+	if t.past != nil {
+		return t.recoverHistory(moved)
+	}
+	// What the last run did not come to commit may not have reached the disk.
+	t.fresh.all = t.log.End() > t.log.Durable()
 	for slot, b := range t.intents.All() {
 		r, _, _, err := kml.ParseRecord(b, 0)
 		if err != nil {
@@ -82,7 +101,7 @@ func (t *Tree) recoverState() (err error) {
 		}
 		t.dirty.Clear(slot)
 	}
-	return nil
+	return t.state.beginRun(t.opt.Boot, t.now())
 }
 
 // sweepStage removes what replacements left behind. Whole uploads stay: their
@@ -118,29 +137,33 @@ func (t *Tree) catchUp() (moved map[kml.OID]bool, err error) {
 	}
 	defer rd.Close()
 	moved = make(map[kml.OID]bool)
-	for {
-		r, err := rd.TryNext()
-		if err == io.EOF {
-			return moved, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		err = t.index.Update(func(b *Batch) error {
-			if _, err := applyRecord(b, r, false); err != nil {
-				return err
+	for end := false; !end; {
+		err := t.index.Update(func(b *Batch) error {
+			for range 256 {
+				r, err := rd.TryNext()
+				if err == io.EOF {
+					end = true
+					return nil
+				}
+				if err != nil {
+					return err
+				}
+				if _, err := applyRecord(b, r, false); err != nil {
+					return fmt.Errorf("record %v: %w", r.Pos, err)
+				}
+				b.SetCursor(r.Pos)
+				switch r.Op {
+				case kml.OpCreate, kml.OpMkdir, kml.OpSymlink, kml.OpMknod, kml.OpStore, kml.OpSetattr, kml.OpSetxattr, kml.OpRemovexattr:
+					moved[r.OID] = true
+				}
 			}
-			b.SetCursor(r.Pos)
 			return nil
 		})
 		if err != nil {
-			return nil, fmt.Errorf("record %v: %w", r.Pos, err)
-		}
-		switch r.Op {
-		case kml.OpCreate, kml.OpMkdir, kml.OpSymlink, kml.OpMknod, kml.OpStore, kml.OpSetattr, kml.OpSetxattr, kml.OpRemovexattr:
-			moved[r.OID] = true
+			return nil, err
 		}
 	}
+	return moved, nil
 }
 
 // adopt takes the inode under an object's name for the object: its record

@@ -180,6 +180,9 @@ func (t *Tree) replace(ctx context.Context, c *Cred, r *kml.Record, staged strin
 	if err != nil {
 		return err
 	}
+	if err := t.placeholder(r.OID); err != nil {
+		return err
+	}
 	for range maxRetry {
 		err := t.replaceOnce(ctx, c, r, staged)
 		if !errors.Is(err, errMismatch) {
@@ -272,7 +275,7 @@ func (t *Tree) replaceOnce(ctx context.Context, c *Cred, r *kml.Record, staged s
 		if obj.Fp != (Fingerprint{}) {
 			return errMismatch // changed behind our back: that is a store of its own first
 		}
-	case !holds(obj, r.Base, r.Origin.Site):
+	case !holds(obj, r.Base, r.Origin.Site) && !t.lostBase(obj, r.Base):
 		return conflict(syscall.EBUSY, "contents changed since %v, they are of %v", r.Base.Pos, obj.DataVersion)
 	}
 	if err := mayReplace(c, first.place(), &st); err != nil {
@@ -281,7 +284,17 @@ func (t *Tree) replaceOnce(ctx context.Context, c *Cred, r *kml.Record, staged s
 	if err := dress(staged, first.place(), &st, r.Attr.Mtime); err != nil {
 		return err
 	}
-	return t.swapIn(ctx, r, swap{o, obj.DataVersion, staged, targets})
+	if err := t.swapIn(ctx, r, swap{o, obj.DataVersion, staged, targets}); err != nil {
+		return err
+	}
+	return t.damage.clear(r.OID)
+}
+
+// lostBase reports whether a store for a damaged file was made against a later
+// version than the one it kept: what the crash took is coming back.
+func (t *Tree) lostBase(o *Object, b kml.Base) bool {
+	_, bad := t.damage.has(o.OID)
+	return bad && b.Pos > o.DataVersion
 }
 
 // target is a name that gets a new inode.

@@ -36,6 +36,10 @@ type Options struct {
 	// scan for earlier ones; they are then found when they are met.
 	NoWatch      bool
 	watchFolders bool // tests: mark each folder, as without privilege
+	// Boot is the machine's present run; zero asks the kernel. What a run that
+	// did not end cleanly left counts as a crash of the machine when its Boot
+	// was another.
+	Boot Boot
 	// Progress hears of an import, with the number of files so far.
 	Progress func(files int64)
 }
@@ -71,6 +75,9 @@ type Tree struct {
 	root   bool      // the process may give files away
 
 	state   *State
+	past    *evidence // while history that was cut is being settled
+	damage  *damage
+	suspect atomic.Pointer[Suspect] // nil: no crash left anything to look at
 	index   *Index
 	log     *kml.Log
 	intents *Slots
@@ -176,6 +183,11 @@ func (t *Tree) firstScan() {
 func (t *Tree) openParts() (err error) {
 	fs := t.state.Fileset()
 	t.site = fs.Site
+	if t.opt.Boot == (Boot{}) {
+		if t.opt.Boot, err = thisBoot(); err != nil {
+			return err
+		}
+	}
 	if t.rootfd, err = unix.Open(t.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
 		return err
 	}
@@ -195,6 +207,9 @@ func (t *Tree) openParts() (err error) {
 		return err
 	}
 	if t.dirty, err = OpenSlots(t.state.Path("dirty"), dirtySlots, dirtySize); err != nil {
+		return err
+	}
+	if t.damage, err = openDamage(t.state.Path("damaged.json")); err != nil {
 		return err
 	}
 	if t.index, err = t.openIndex(); err != nil {
@@ -234,12 +249,18 @@ func (t *Tree) Close() error {
 			// The last commit is made although the tree's own context has ended.
 			errs = append(errs, t.commit(context.WithoutCancel(t.ctx)))
 		}
-		t.endErr = errors.Join(append(errs, t.closeParts())...)
+		err := errors.Join(append(errs, t.closeFiles())...)
+		if err == nil && t.broken() == nil {
+			err = t.state.endRun()
+		}
+		t.endErr = errors.Join(err, t.state.Close())
 	})
 	return t.endErr
 }
 
-func (t *Tree) closeParts() error {
+func (t *Tree) closeParts() error { return errors.Join(t.closeFiles(), t.state.Close()) }
+
+func (t *Tree) closeFiles() error {
 	t.cancel()
 	var errs []error
 	if t.dirs != nil {
@@ -260,7 +281,7 @@ func (t *Tree) closeParts() error {
 	if t.rootfd >= 0 {
 		errs = append(errs, unix.Close(t.rootfd))
 	}
-	return errors.Join(append(errs, t.state.Close())...)
+	return errors.Join(errs...)
 }
 
 // breakDown stops all further changes: tree and log could no longer be kept
@@ -309,6 +330,7 @@ type Status struct {
 	Durable    kml.Position `json:"durable"`
 	LogBytes   int64        `json:"log_bytes"`
 	OpenDirty  int          `json:"open_dirty"`
+	Damaged    int          `json:"damaged"` // files; see Tree.Damaged
 	Failed     string       `json:"failed,omitempty"`
 	IndexState kml.Position `json:"index"`
 }
@@ -319,7 +341,7 @@ func (t *Tree) Status() Status {
 	s := Status{Dir: t.dir, Fileset: fs.UUID, Role: fs.Role, Site: t.site, First: t.log.First(), End: t.log.End(),
 		Durable: t.log.Durable(), LogBytes: t.log.Size(), IndexState: t.index.Cursor()}
 	dirty := t.objects.dirtyList()
-	s.OpenDirty = len(dirty)
+	s.OpenDirty, s.Damaged = len(dirty), len(t.Damaged())
 	for _, o := range dirty {
 		t.objects.release(o)
 	}

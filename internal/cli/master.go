@@ -26,6 +26,7 @@ const (
 type listenFlags struct {
 	listen   []string
 	insecure bool
+	sync     syncFlag
 }
 
 func (l *listenFlags) addresses() ([]address, error) {
@@ -125,12 +126,12 @@ type master struct {
 }
 
 // openMaster opens the fileset in dir and its listeners: the socket, and addrs.
-func (a *app) openMaster(ctx context.Context, dir string, addrs []address, insecure bool) (m *master, err error) {
-	t, err := tree.Open(dir, tree.Options{Logger: a.log})
+func (a *app) openMaster(ctx context.Context, dir string, addrs []address, flags *listenFlags) (m *master, err error) {
+	t, err := tree.Open(dir, tree.Options{Logger: a.log, Sync: flags.sync.mode, SyncEvery: flags.sync.every})
 	if err != nil {
 		return nil, treeProblem(dir, err)
 	}
-	m = &master{tree: t, insecure: insecure}
+	m = &master{tree: t, insecure: flags.insecure}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.Close())
@@ -147,7 +148,7 @@ func (a *app) openMaster(ctx context.Context, dir string, addrs []address, insec
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return m, pathProblem(path, err)
 	}
-	m.listeners, err = listenAll(ctx, append([]address{unixAddress(path)}, addrs...), insecure)
+	m.listeners, err = listenAll(ctx, append([]address{unixAddress(path)}, addrs...), flags.insecure)
 	return m, err
 }
 

@@ -22,6 +22,7 @@ func (a *app) serveCommand() *cobra.Command {
 
 func (l *listenFlags) add(c *cobra.Command) {
 	c.Flags().StringArrayVar(&l.listen, "listen", nil, "listen at `ADDR` too; may be given several times")
+	c.Flags().Var(&l.sync, "sync", "make changes durable `WHEN`: always (before they are answered), every so often (such as 1s), or never")
 	c.Flags().BoolVar(&l.insecure, "insecure", false, "allow TCP addresses beyond loopback, where users are not proven")
 }
 
@@ -33,7 +34,7 @@ func (a *app) serve(ctx context.Context, dir string, flags *listenFlags) (err er
 	if err := checkFolder(dir); err != nil {
 		return err
 	}
-	m, err := a.openMaster(ctx, dir, addrs, flags.insecure)
+	m, err := a.openMaster(ctx, dir, addrs, flags)
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func (a *app) up(ctx context.Context, dir, mnt string, flags *listenFlags) (err 
 			return err
 		}
 	}
-	m, err := a.openMaster(ctx, dir, addrs, flags.insecure)
+	m, err := a.openMaster(ctx, dir, addrs, flags)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,16 @@ import (
 	"github.com/mezzofs/mezzo/kml"
 )
 
+// SyncMode says when changes are made durable without being asked.
+type SyncMode uint8
+
+// The modes.
+const (
+	SyncInterval SyncMode = iota // every now and then
+	SyncAlways                   // each change before it is answered; callers at the same time share a commit
+	SyncNever                    // by an fsync and at Close alone
+)
+
 // unsynced is what the records since the last commit touched. Few objects are
 // synced one by one, many with one syncfs(2).
 type unsynced struct {
@@ -115,6 +125,15 @@ func (t *Tree) syncOne(ctx context.Context, oid kml.OID) (ok bool, err error) {
 	}
 	defer unix.Close(fd)
 	return true, unix.Fsync(fd)
+}
+
+// answer ends a change that was made: under SyncAlways it waits until the change
+// is durable. The caller holds no lock.
+func (t *Tree) answer(err error) error {
+	if err != nil || t.opt.Sync != SyncAlways {
+		return err
+	}
+	return t.commit(t.ctx)
 }
 
 // Commit makes everything up to now durable, tree and log.

@@ -341,7 +341,7 @@ func (h *handle) Flush(context.Context) error {
 	if !h.writable() {
 		return nil
 	}
-	return h.t.cut(h.obj)
+	return h.t.answer(h.t.cut(h.obj))
 }
 
 // Fsync is Handle.Fsync: the file, and the log up to its last store.
@@ -351,10 +351,11 @@ func (h *handle) Fsync(ctx context.Context, datasync bool) error {
 	}
 	h.mu.RLock()
 	fd := int(h.fd.Load())
-	err := unix.Fdatasync(fd)
-	if !datasync && err == nil {
-		err = unix.Fsync(fd)
+	sync := unix.Fsync
+	if datasync {
+		sync = unix.Fdatasync
 	}
+	err := sync(fd)
 	h.mu.RUnlock()
 	if err != nil {
 		return err

@@ -55,7 +55,7 @@ func (t *Tree) Setattr(ctx context.Context, c *Cred, oid kml.OID, h Handle, s Se
 // setattr changes everything but the size under the object's lock and journals
 // what really changed. An access time alone is nobody else's business.
 func (t *Tree) setattr(ctx context.Context, c *Cred, r *kml.Record, s SetAttr) error {
-	return t.atLocked(ctx, r.OID, func(p place) error {
+	return t.answer(t.atLocked(ctx, r.OID, func(p place) error {
 		var old, st unix.Statx_t
 		if err := unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &old); err != nil {
 			return err
@@ -83,7 +83,7 @@ func (t *Tree) setattr(ctx context.Context, c *Cred, r *kml.Record, s SetAttr) e
 			},
 			index: func(b *Batch) error { return noteChange(b, r.OID, &st) },
 		})
-	})
+	}))
 }
 
 // wanted is what a should become, as far as can be said beforehand.
@@ -314,7 +314,7 @@ func (t *Tree) Removexattr(ctx context.Context, c *Cred, oid kml.OID, name strin
 // changeXattr journals one attribute's change. An access ACL is a mode too:
 // when the mode moved with it, a setattr record follows.
 func (t *Tree) changeXattr(ctx context.Context, r *kml.Record, call func(p place) error) error {
-	return t.atLocked(ctx, r.OID, func(p place) error {
+	return t.answer(t.atLocked(ctx, r.OID, func(p place) error {
 		if !journaledXattr(r.Name) {
 			return call(p)
 		}
@@ -344,7 +344,7 @@ func (t *Tree) changeXattr(ctx context.Context, r *kml.Record, call func(p place
 		m := &kml.Record{Op: kml.OpSetattr, Time: r.Time, UID: r.UID, GID: r.GID, OID: r.OID,
 			HadOld: true, Old: kmlAttr(&before), Attr: kmlAttr(&after), Mask: kml.MaskMode}
 		return t.mutate(ctx, mutation{rec: m, call: func() error { return nil }})
-	})
+	}))
 }
 
 // settleACL makes r say what a file system has made of an ACL: one that says no

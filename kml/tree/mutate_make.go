@@ -70,7 +70,7 @@ func (t *Tree) make(ctx context.Context, m making) (Attr, error) {
 		}
 		return nil
 	})
-	return a, err
+	return a, t.answer(err)
 }
 
 // finishNew gives a new object its owner, then its mode (a change of owner
@@ -258,7 +258,7 @@ func (t *Tree) link(ctx context.Context, c *Cred, r *kml.Record) (Attr, error) {
 			})
 		})
 		if !errors.Is(err, errAgain) {
-			return a, err
+			return a, t.answer(err)
 		}
 	}
 	return a, syscall.ESTALE

@@ -38,7 +38,7 @@ func (t *Tree) remove(ctx context.Context, c *Cred, r *kml.Record, check func(k 
 	if r.Op == kml.OpRmdir {
 		in = func(f func(dirfd int) error) error { return t.inDirEmptied(ctx, r.Parent, r.Name, f) }
 	}
-	return in(func(dirfd int) error {
+	return t.answer(in(func(dirfd int) error {
 		k, err := t.child(dirfd, r.Parent, r.Name)
 		if err != nil {
 			return err
@@ -66,7 +66,7 @@ func (t *Tree) remove(ctx context.Context, c *Cred, r *kml.Record, check func(k 
 				return err
 			},
 		})
-	})
+	}))
 }
 
 // refresh looks at a child's attributes again once its lock is held: links may
@@ -115,7 +115,7 @@ func (t *Tree) rename(ctx context.Context, c *Cred, r *kml.Record, check func(sr
 			continue
 		}
 		if !errors.Is(err, errMismatch) {
-			return err
+			return t.answer(err)
 		}
 		if err := t.reconcileName(ctx, r.Parent, r.Name); err != nil {
 			return err

@@ -186,7 +186,7 @@ func (t *Tree) replace(ctx context.Context, c *Cred, r *kml.Record, staged strin
 	for range maxRetry {
 		err := t.replaceOnce(ctx, c, r, staged)
 		if !errors.Is(err, errMismatch) {
-			return err
+			return t.answer(err)
 		}
 		obj, err := t.index.Get(r.OID)
 		if err != nil {

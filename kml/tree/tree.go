@@ -25,8 +25,9 @@ type Options struct {
 	Now func() time.Time
 	// Logger takes changes of state and what a person must know; nil is silence.
 	Logger *slog.Logger
-	// SyncEvery is how often tree and log are made durable without being asked
-	// (a commit); 0 is 5 s.
+	// Sync says when changes are made durable (a commit) without being asked by
+	// an fsync, and SyncEvery, under SyncInterval, how often; 0 is 1 s.
+	Sync      SyncMode
 	SyncEvery time.Duration
 	// StoreIdle is how long an open file must not have been written to for its
 	// store to be cut; 0 is 1 s. StoreBusy is after how long of steady writing
@@ -49,7 +50,7 @@ func (o *Options) fill() {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.SyncEvery <= 0 {
-		o.SyncEvery = 5 * time.Second
+		o.SyncEvery = time.Second
 	}
 	if o.StoreIdle <= 0 {
 		o.StoreIdle = time.Second
@@ -163,7 +164,9 @@ func openState(dir string, st *State, o Options) (*Tree, error) {
 		t.wg.Go(t.firstScan)
 	}
 	t.wg.Go(t.cutLoop)
-	t.wg.Go(t.commitLoop)
+	if o.Sync != SyncNever {
+		t.wg.Go(t.commitLoop)
+	}
 	return t, nil
 }
 

@@ -23,7 +23,8 @@ type fact struct {
 	links  string // the first name, in order, of the same object
 }
 
-// facts reads a tree. The folder .mezzo in its root is not part of it.
+// facts reads a tree. The folders .mezzo and .mezzo-replay in its root are not
+// part of it.
 func facts(root string) (map[string]fact, error) {
 	all := map[string]fact{}
 	first := map[uint64]string{}
@@ -32,7 +33,7 @@ func facts(root string) (map[string]fact, error) {
 			return err
 		}
 		rel := strings.TrimPrefix(strings.TrimPrefix(p, root), "/")
-		if rel == ".mezzo" {
+		if rel == ".mezzo" || rel == ".mezzo-replay" {
 			return filepath.SkipDir
 		}
 		var st unix.Stat_t

@@ -158,14 +158,14 @@ func waitFor(t *testing.T, tr *Tree, what string, f func() bool) {
 
 func TestEditsWhileRunningAreWatched(t *testing.T) {
 	for _, perDir := range []bool{false, true} {
-		name := "file system"
+		name, marks := "file system", -1
 		if perDir {
-			name = "folders"
+			name, marks = "folders", 0
 		}
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			ok(t, Init(dir, Options{}))
-			tr, err := Open(dir, Options{watchFolders: perDir})
+			tr, err := Open(dir, Options{maxMarks: marks})
 			ok(t, err)
 			t.Cleanup(func() { ok(t, tr.Close()) })
 			if tr.watcher == nil {

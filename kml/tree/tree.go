@@ -35,8 +35,8 @@ type Options struct {
 	StoreIdle, StoreBusy time.Duration
 	// NoWatch turns off the watch for edits behind the tree's back, and the
 	// scan for earlier ones; they are then found when they are met.
-	NoWatch      bool
-	watchFolders bool // tests: mark each folder, as without privilege
+	NoWatch  bool
+	maxMarks int // tests: another maxMarks; -1 watches the file system
 	// Boot is the machine's present run; zero asks the kernel. What a run that
 	// did not end cleanly left counts as a crash of the machine when its Boot
 	// was another.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"sync"
 	"syscall"
@@ -22,16 +23,17 @@ import (
 // reconcileName finds there. Events of this process are the tree's own and are
 // dropped by the reading goroutine. A queue that overflows leads to a scan.
 //
-// One mark on the file system covers every folder, with CAP_SYS_ADMIN and where
-// the file system's handles can be opened again; else each folder the tree
-// knows gets a mark of its own.
+// Each folder gets a mark of its own. Where they are many, one mark on the file
+// system covers every folder instead, with CAP_SYS_ADMIN and where the file
+// system's handles can be opened again.
 type watcher struct {
 	t    *Tree
 	fd   int
 	file *os.File
 	pid  int32
 	// perDir: every folder is marked by itself.
-	perDir bool
+	perDir    bool
+	marksLeft int // of markAll
 
 	root int // descriptor to open handles with
 
@@ -89,17 +91,38 @@ func (t *Tree) watchDir() error {
 	return nil
 }
 
-// markAll marks the file system, or where that is not allowed or of no use,
-// each folder the index knows.
+// maxMarks is how many folders are marked one by one. Their marks hear of
+// nothing else, but each keeps an inode in memory; a larger tree is watched
+// through its file system, which on a busy disk means many events of others.
+const maxMarks = 8192
+
+var errManyFolders = errors.New("more folders than are marked one by one")
+
+// markAll marks each folder the index knows, or, when they are many and it is
+// allowed and of use, the file system.
 func (w *watcher) markAll() error {
-	err := unix.FanotifyMark(w.fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, watchEvents, w.t.rootfd, ".")
-	if err == nil && !w.t.opt.watchFolders {
-		if w.canOpenHandles() {
-			return nil
-		}
+	w.perDir, w.marksLeft = true, maxMarks
+	if n := w.t.opt.maxMarks; n != 0 {
+		w.marksLeft = n
+	}
+	err := w.markFolders(kml.RootOID)
+	if err == nil {
+		return nil
+	}
+	_ = unix.FanotifyMark(w.fd, unix.FAN_MARK_FLUSH, 0, w.t.rootfd, ".")
+	clear(w.folders)
+	w.perDir = false
+	mark := unix.FanotifyMark(w.fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, watchEvents, w.t.rootfd, ".")
+	if mark == nil && w.canOpenHandles() {
+		return nil
+	}
+	if mark == nil {
 		_ = unix.FanotifyMark(w.fd, unix.FAN_MARK_FLUSH|unix.FAN_MARK_FILESYSTEM, 0, w.t.rootfd, ".")
 	}
-	w.perDir = true
+	if !errors.Is(err, errManyFolders) {
+		return err
+	}
+	w.perDir, w.marksLeft = true, math.MaxInt
 	return w.markFolders(kml.RootOID)
 }
 
@@ -115,6 +138,10 @@ func (w *watcher) canOpenHandles() bool {
 // markFolders marks a folder and those below it, each before its entries are
 // listed, so that nothing made meanwhile is missed.
 func (w *watcher) markFolders(oid kml.OID) error {
+	if w.marksLeft <= 0 {
+		return errManyFolders
+	}
+	w.marksLeft--
 	if err := w.markOne(oid); err != nil {
 		return err
 	}

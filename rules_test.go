@@ -35,7 +35,7 @@ var arrows = map[string][]string{
 	"p9srv/export":      {"p9srv", "kml/tree", "kml/feed", "kml", "internal/fault"},
 	"kml":               {"internal/fault"},
 	"kml/feed":          {"kml"},
-	"kml/replay":        {"kml"},
+	"kml/replay":        {"kml", "internal/fault"},
 	"kml/tree":          {"kml", "internal/fault"},
 	"testscripts":       {"internal/cli", "testscripts/guest"},
 	"testscripts/guest": {"p9srv", "p9srv/export", "kml/tree", "kml"},

@@ -15,6 +15,7 @@ import (
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
+	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -159,12 +160,14 @@ func (x *replayer) placeOne(ctx context.Context, o kml.OID, w want, f *os.File) 
 	if err := x.replace(ctx, at, &old, w, f, o); err != nil {
 		return err
 	}
+	fault.Point("replay.place.replaced")
 	names := x.names.Of(o)
 	tmp := place{x.stage, o.String()}
 	for _, n := range names[1:] {
 		if err := x.linkOver(at, tmp, n); err != nil {
 			return err
 		}
+		fault.Point("replay.place.linked")
 	}
 	for _, n := range names {
 		if err := x.setDirTime(n.Parent, 0); err != nil {

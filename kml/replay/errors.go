@@ -37,7 +37,7 @@ type RecordError struct {
 
 // Error names record and path.
 func (e *RecordError) Error() string {
-	return fmt.Sprintf("%s: %s at %s: %v", e.Path, e.Op, e.Pos, e.Err)
+	return fmt.Sprintf("%q: %s at %s: %v", e.Path, e.Op, e.Pos, e.Err)
 }
 
 // Unwrap gives what went wrong.

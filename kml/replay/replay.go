@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -338,6 +339,7 @@ func (x *replayer) settle(ctx context.Context) error {
 	if err := x.saveMissing(append(lost, found...)); err != nil {
 		return err
 	}
+	fault.Point("replay.missing.listed")
 	if err := x.place(ctx, src, found, lost); err != nil {
 		return err
 	}
@@ -345,10 +347,12 @@ func (x *replayer) settle(ctx context.Context) error {
 	if err := unix.Syncfs(x.root); err != nil {
 		return fmt.Errorf("%s: syncfs: %w", x.dir, err)
 	}
+	fault.Point("replay.settle.synced")
 	x.st.doing, x.st.settled = false, x.st.pos
 	if err := errors.Join(x.st.save(), x.st.f.Sync()); err != nil {
 		return err
 	}
+	fault.Point("replay.settle.saved")
 	lost = lost[:0]
 	for _, m := range x.res.Missing {
 		lost = append(lost, m.OID)

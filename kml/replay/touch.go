@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -89,7 +90,9 @@ func changed(err error) error {
 // start says in the state file that a record begins, and about which inode.
 func (x *replayer) start(ino uint64) error {
 	x.st.doing, x.st.ino = true, ino
-	return x.st.save()
+	err := x.st.save()
+	fault.Point("replay.record.begun")
+	return err
 }
 
 // touch does to the directory what r says.
@@ -112,6 +115,7 @@ func (x *replayer) touch(r *kml.Record, doubt bool) error {
 	if err != nil {
 		return err
 	}
+	fault.Point("replay.record.called")
 	if r.Parent != 0 {
 		err = x.setDirTime(r.Parent, r.ParentMtime)
 	}

@@ -66,13 +66,23 @@ func configureTap() error {
 			return fmt.Errorf("%s: address: %w", tapName, err)
 		}
 	}
-	req, err := unix.NewIfreq(tapName)
+	return up(tapName)
+}
+
+// up brings a device of the calling thread's network namespace up.
+func up(name string) error {
+	sock, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(sock)
+	req, err := unix.NewIfreq(name)
 	if err != nil {
 		return err
 	}
 	req.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
 	if err := unix.IoctlIfreq(sock, unix.SIOCSIFFLAGS, req); err != nil {
-		return fmt.Errorf("%s: up: %w", tapName, err)
+		return fmt.Errorf("%s: up: %w", name, err)
 	}
 	return nil
 }
@@ -80,19 +90,19 @@ func configureTap() error {
 // listenHere opens a TCP listener in the calling thread's network namespace.
 // It does so by hand: net.Listen keeps to the calling thread too, but makes no
 // promise to.
-func listenHere(port int) (net.Listener, error) {
+func listenHere(host string, port int) (net.Listener, error) {
 	sock, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 	f := os.NewFile(uintptr(sock), "listener")
 	defer f.Close()
-	addr := &unix.SockaddrInet4{Port: port, Addr: [4]byte(net.ParseIP(hostAddr).To4())}
+	addr := &unix.SockaddrInet4{Port: port, Addr: [4]byte(net.ParseIP(host).To4())}
 	if err := unix.Bind(sock, addr); err != nil {
-		return nil, fmt.Errorf("%s:%d: %w", hostAddr, port, err)
+		return nil, fmt.Errorf("%s:%d: %w", host, port, err)
 	}
 	if err := unix.Listen(sock, 128); err != nil {
-		return nil, fmt.Errorf("%s:%d: %w", hostAddr, port, err)
+		return nil, fmt.Errorf("%s:%d: %w", host, port, err)
 	}
 	return net.FileListener(f)
 }
@@ -105,8 +115,8 @@ type forwarder struct {
 	lns    []net.Listener
 }
 
-// newForwarder listens in the calling thread's namespace.
-func newForwarder(ctx context.Context, ports map[int]string) (*forwarder, error) {
+// newForwarder listens at host in the calling thread's namespace.
+func newForwarder(ctx context.Context, host string, ports map[int]string) (*forwarder, error) {
 	f := &forwarder{}
 	f.ctx, f.cancel = context.WithCancel(ctx)
 	for port, addr := range ports {
@@ -115,7 +125,7 @@ func newForwarder(ctx context.Context, ports map[int]string) (*forwarder, error)
 			f.close()
 			return nil, err
 		}
-		ln, err := listenHere(port)
+		ln, err := listenHere(host, port)
 		if err != nil {
 			f.close()
 			return nil, err

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -26,10 +27,7 @@ const (
 	netMask   = "255.255.255.252"
 )
 
-// initScript is the guest's first process. The streams go to files of the root
-// folder, which is the host's own, and are synced one by one: a sync of
-// everything would wait for a mount whose server is gone. The exit code is
-// written last and renamed into place, so that its presence means a whole run.
+// initScript is the guest's first process, up to where it runs the script.
 const initScript = `#!/bin/sh
 export PATH=/bin:/sbin HOME=/root
 mount -t proc proc /proc
@@ -40,10 +38,29 @@ for m in %s; do insmod /lib/modules/$m.ko || echo "guest: cannot load $m"; done
 ifconfig lo 127.0.0.1 up
 %s
 cd /
-sh /%s </dev/null >/%s 2>/%s
+`
+
+// runByFiles runs the script. The streams go to files of the root folder,
+// which is the host's own, and are synced one by one: a sync of everything
+// would wait for a mount whose server is gone. The exit code is written last
+// and renamed into place, so that its presence means a whole run.
+const runByFiles = `sh /%s </dev/null >/%s 2>/%s
 echo $? >/%s.new
 fsync /%s /%s /%s.new
 mv /%s.new /%s
+poweroff -f -n
+`
+
+// runByPorts is runByFiles where the root folder is not the host's: each stream
+// is a virtio-serial port that the host writes to the file.
+const runByPorts = `port() {
+	until [ -e /sys/class/virtio-ports/vport0p1/name ]; do usleep 10000; done
+	for p in /sys/class/virtio-ports/*; do
+		if [ "$(cat $p/name)" = "guest.$1" ]; then echo /dev/${p##*/}; fi
+	done
+}
+sh /%s </dev/null >$(port stdout) 2>$(port stderr)
+echo $? >$(port code)
 poweroff -f -n
 `
 
@@ -57,26 +74,9 @@ func buildRoot(dir string, c Config) error {
 	if err := installBusybox(dir); err != nil {
 		return err
 	}
-	var loaded []string
-	for _, m := range modules {
-		path, err := modulePath(m)
-		if err != nil {
-			continue // built in, or Missing has said so
-		}
-		if err := copyFile(filepath.Join(dir, "lib/modules", m+".ko"), path, 0o644); err != nil {
-			return err
-		}
-		loaded = append(loaded, m)
-	}
-	for _, m := range c.Modules {
-		path, err := modulePath(m)
-		if err != nil {
-			return err
-		}
-		if err := copyFile(filepath.Join(dir, "lib/modules", m+".ko"), path, 0o644); err != nil {
-			return err
-		}
-		loaded = append(loaded, m)
+	loaded, err := installModules(dir, c)
+	if err != nil {
+		return err
 	}
 	for name, path := range c.Binaries {
 		static, err := isStatic(path)
@@ -93,7 +93,7 @@ func buildRoot(dir string, c Config) error {
 	files := map[string]string{
 		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/tmp:/bin/sh\nbob:x:1001:1001::/tmp:/bin/sh\nnobody:x:65534:65534::/tmp:/bin/sh\n",
 		"etc/group":  "root:x:0:\nalice:x:1000:\nbob:x:1001:\nshared:x:2000:alice,bob\nnogroup:x:65534:\n",
-		"etc/hosts":  "127.0.0.1 localhost guest\n" + hostAddr + " host\n",
+		"etc/hosts":  "127.0.0.1 localhost guest\n" + c.host() + " host\n",
 		scriptFile:   c.Script,
 		"bin/init":   bootScript(loaded, c),
 	}
@@ -108,18 +108,87 @@ func buildRoot(dir string, c Config) error {
 	return nil
 }
 
+// moduleFiles are the files of all modules that c needs, in the order of
+// loading; some may come twice.
+func moduleFiles(c Config) ([]string, error) {
+	var files []string
+	if c.Emulate {
+		k, err := findKernel()
+		if err != nil {
+			return nil, err
+		}
+		names := slices.Concat(qemuModules[:], c.Modules)
+		if c.Forward != nil {
+			names = append(names, "virtio_net")
+		}
+		for _, m := range names {
+			some, err := k.files(m)
+			if err != nil {
+				return nil, err
+			}
+			files = append(files, some...)
+		}
+		return files, nil
+	}
+	for _, m := range modules {
+		if path, err := modulePath(m); err == nil { // else built in, or Missing has said so
+			files = append(files, path)
+		}
+	}
+	for _, m := range c.Modules {
+		path, err := modulePath(m)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, path)
+	}
+	return files, nil
+}
+
+// installModules copies the modules and names them in the order of loading.
+func installModules(dir string, c Config) (loaded []string, err error) {
+	files, err := moduleFiles(c)
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range files {
+		name := strings.TrimSuffix(filepath.Base(path), ".ko")
+		if slices.Contains(loaded, name) {
+			continue
+		}
+		if err := copyFile(filepath.Join(dir, "lib/modules", name+".ko"), path, 0o644); err != nil {
+			return nil, err
+		}
+		loaded = append(loaded, name)
+	}
+	return loaded, nil
+}
+
+// host is the host's address in the guest's network.
+func (c Config) host() string {
+	if c.Emulate {
+		return qemuHost
+	}
+	return hostAddr
+}
+
 // bootScript is init with what this run needs.
 func bootScript(loaded []string, c Config) string {
 	var set strings.Builder
-	if c.Forward != nil {
+	switch {
+	case c.Forward != nil && c.Emulate:
+		fmt.Fprintf(&set, "export HOST=%s\nifconfig eth0 %s netmask %s up\n", qemuHost, qemuGuest, qemuMask)
+	case c.Forward != nil:
 		fmt.Fprintf(&set, "export HOST=%s\nifconfig vec0 %s netmask %s up\n", hostAddr, guestAddr, netMask)
 	}
 	for _, kv := range c.Env {
 		name, value, _ := strings.Cut(kv, "=")
 		fmt.Fprintf(&set, "export %s='%s'\n", name, strings.ReplaceAll(value, "'", `'\''`))
 	}
-	return fmt.Sprintf(initScript, strings.Join(loaded, " "), set.String(),
-		scriptFile, stdoutFile, stderrFile, codeFile, stdoutFile, stderrFile, codeFile, codeFile, codeFile)
+	if c.Emulate {
+		return fmt.Sprintf(initScript, strings.Join(loaded, " "), set.String()) + fmt.Sprintf(runByPorts, scriptFile)
+	}
+	return fmt.Sprintf(initScript, strings.Join(loaded, " "), set.String()) + fmt.Sprintf(runByFiles, scriptFile, stdoutFile, stderrFile, codeFile, stdoutFile, stderrFile, codeFile, codeFile, codeFile)
 }
 
 // installBusybox copies busybox and links every applet to it. It is a copy and

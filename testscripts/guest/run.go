@@ -25,12 +25,11 @@ var ErrNoResult = errors.New("guest: script did not finish")
 // ErrNoResult, and the context's cause if that ended it; the result then holds
 // what there is, the console above all. Runs may be concurrent.
 func Run(ctx context.Context, c Config) (Result, error) {
-	lack := Missing()
-	if c.Forward != nil {
-		lack = MissingNet()
-	}
-	if lack != "" {
+	if lack := c.missing(); lack != "" {
 		return Result{}, fmt.Errorf("guest: missing %s", lack)
+	}
+	if c.Ports != nil && !c.Emulate {
+		return Result{}, fmt.Errorf("guest: %w", errNoPorts)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout(), fmt.Errorf("time limit of %v: %w", c.timeout(), context.DeadlineExceeded))
 	defer cancel()
@@ -49,6 +48,10 @@ func Run(ctx context.Context, c Config) (Result, error) {
 	// The goroutine ends with its thread locked, which ends the thread.
 	go func() {
 		runtime.LockOSThread()
+		if c.Emulate {
+			done <- bootQEMU(ctx, dir, c, console)
+			return
+		}
 		done <- boot(ctx, dir, c, console)
 	}()
 	bootErr := <-done
@@ -83,7 +86,7 @@ func boot(ctx context.Context, dir string, c Config, console io.Writer) error {
 		if err := enterNetwork(); err != nil {
 			return err
 		}
-		f, err := newForwarder(ctx, c.Forward)
+		f, err := newForwarder(ctx, hostAddr, c.Forward)
 		if err != nil {
 			return err
 		}
@@ -96,7 +99,12 @@ func boot(ctx context.Context, dir string, c Config, console io.Writer) error {
 		}
 		args = append(args, narrowEnv[:]...)
 	}
-	cmd := exec.CommandContext(ctx, kernelPath, args...)
+	return runKernel(ctx, exec.CommandContext(ctx, kernelPath, args...), dir, console)
+}
+
+// runKernel runs the program that is the machine, and ends it with all of its
+// processes when ctx ends.
+func runKernel(ctx context.Context, cmd *exec.Cmd, dir string, console io.Writer) error {
 	cmd.Stdout, cmd.Stderr = console, console
 	cmd.Env = []string{"HOME=" + dir, "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}

@@ -20,6 +20,7 @@ func (a *app) commands() []*cobra.Command {
 		a.initCommand(),
 		a.serveCommand(),
 		a.mountCommand(),
+		a.mountPortCommand(),
 		a.statusCommand(),
 		a.logCommand(),
 		a.kmlCommand(),

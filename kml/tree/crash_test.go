@@ -28,6 +28,7 @@ const (
 	crashDir  = "MEZZO_TEST_CRASH_DIR"
 	crashSeed = "MEZZO_TEST_CRASH_SEED"
 	crashInit = "MEZZO_TEST_CRASH_INIT" // it makes the fileset instead
+	crashSync = "MEZZO_TEST_CRASH_SYNC" // how often it commits; 50 ms
 )
 
 func TestMain(m *testing.M) {
@@ -56,7 +57,11 @@ func work(dir string, seed uint64) error {
 	if os.Getenv(crashInit) != "" {
 		return Init(dir, Options{NoWatch: true})
 	}
-	tr, err := Open(dir, Options{StoreIdle: 5 * time.Millisecond, SyncEvery: 50 * time.Millisecond})
+	every, err := time.ParseDuration(os.Getenv(crashSync))
+	if err != nil {
+		every = 50 * time.Millisecond
+	}
+	tr, err := Open(dir, Options{StoreIdle: 5 * time.Millisecond, SyncEvery: every})
 	if err != nil {
 		return err
 	}

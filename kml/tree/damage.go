@@ -291,6 +291,12 @@ func (t *Tree) placeholder(oid kml.OID) error {
 			return mapDirErr(err)
 		}
 		defer ref.release()
+		mtime, err := mtimeOf(ref.fd)
+		if err != nil {
+			return err
+		}
+		// What is put back is no change of the folder.
+		defer func() { _ = place{fd: ref.fd}.utimes(utimeOmit, mtime) }()
 		if i > 0 {
 			if err := unix.Linkat(first.fd, names[0].Name, ref.fd, n.Name, 0); err != nil {
 				return err

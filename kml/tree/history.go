@@ -16,6 +16,7 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -108,6 +109,7 @@ func (t *Tree) settleHistory(indexAt kml.Position) error {
 			return err
 		}
 	}
+	fault.Point("tree.evidence")
 	t.past = ev
 	end := t.log.Durable()
 	if ev.Copied && ev.Suspect == nil {
@@ -120,6 +122,7 @@ func (t *Tree) settleHistory(indexAt kml.Position) error {
 	if _, err := t.log.CutAfter(end, ev.Reason, id); err != nil {
 		return err
 	}
+	fault.Point("tree.cut")
 	t.logger.Warn("history was cut; a new epoch begins", "fileset", t.dir, "reason", ev.Reason,
 		"after", end, "epoch", t.log.Epoch(), "records_behind", len(ev.recs))
 	return t.state.newEpoch(t.log.Epoch(), ev.Suspect)
@@ -231,6 +234,7 @@ func (t *Tree) recoverHistory(moved map[kml.OID]bool) error {
 			return err
 		}
 	}
+	fault.Point("tree.weighed")
 	t.fresh.all = true
 	if err := t.commit(t.ctx); err != nil {
 		return err
@@ -243,6 +247,7 @@ func (t *Tree) recoverHistory(moved map[kml.OID]bool) error {
 			return err
 		}
 	}
+	fault.Point("tree.settled")
 	if err := t.state.beginRun(t.opt.Boot, t.now()); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
+	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -55,9 +56,10 @@ func (t *Tree) weigh(ev *evidence) error {
 		w.collect(r)
 	}
 	seen := -1
-	for i := len(w.tail) - 1; i >= 0; i-- {
-		w.locate(w.tail[i].OID)
-	}
+	// Whoever got a name last has the first claim on what it holds; folders come
+	// first, since the rest is looked for in them.
+	w.claims(true)
+	w.claims(false)
 	for i, r := range w.tail {
 		if w.visible(r) {
 			seen = i
@@ -136,11 +138,46 @@ func (w *weighing) collect(r *kml.Record) {
 	}
 }
 
+// claims looks for objects at the names the tail gave them, last first.
+func (w *weighing) claims(folders bool) {
+	try := func(oid kml.OID, n Name) {
+		x := w.exhibit(oid)
+		if x.found || w.isFolder(x) != folders {
+			return
+		}
+		w.try(x, n)
+	}
+	for i := len(w.tail) - 1; i >= 0; i-- {
+		switch r := w.tail[i]; r.Op {
+		case kml.OpCreate, kml.OpMkdir, kml.OpSymlink, kml.OpMknod, kml.OpLink:
+			try(r.OID, Name{r.Parent, r.Name})
+		case kml.OpRename:
+			try(r.OID, Name{r.NewParent, r.NewName})
+			if r.Victim != nil && r.Flags&kml.FlagExchange != 0 {
+				try(r.Victim.OID, Name{r.Parent, r.Name})
+			}
+		}
+	}
+	for oid, x := range w.objs {
+		if w.isFolder(x) == folders {
+			w.locate(oid)
+		}
+	}
+}
+
+func (w *weighing) isFolder(x *exhibit) bool {
+	if x.made != nil {
+		return x.made.Op == kml.OpMkdir
+	}
+	o, err := w.t.index.Get(x.oid)
+	return err == nil && o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR
+}
+
 // locate finds where an object is on the disk: at the last of its names that
 // holds it.
 func (w *weighing) locate(oid kml.OID) *exhibit {
 	x := w.exhibit(oid)
-	if x.looked || x.looking {
+	if x.found || x.looked || x.looking {
 		return x
 	}
 	x.looking = true
@@ -189,6 +226,9 @@ func (w *weighing) matches(x *exhibit, st *unix.Statx_t, h []byte) bool {
 		mode = x.made.Attr.Mode
 	default:
 		return false
+	}
+	if x.gone && x.looking {
+		return false // all it was given has been claimed by others
 	}
 	if mode&unix.S_IFMT != uint32(st.Mode)&unix.S_IFMT || w.t.objectFor(st, h) != nil {
 		return false
@@ -242,7 +282,9 @@ func (w *weighing) visible(r *kml.Record) bool {
 		return false
 	}
 	o, err := w.t.index.Get(r.OID)
-	known := err == nil
+	if err != nil {
+		o = &Object{}
+	}
 	switch r.Op {
 	case kml.OpCreate, kml.OpMkdir, kml.OpSymlink, kml.OpMknod:
 		return x.found
@@ -254,18 +296,56 @@ func (w *weighing) visible(r *kml.Record) bool {
 		return held != r.OID && w.holds(n, x)
 	case kml.OpUnlink, kml.OpRmdir:
 		n := Name{r.Parent, r.Name}
+		if x.made != nil { // and never seen: the folder's time tells
+			return !w.holds(n, x) && w.mtime(r.Parent) == r.ParentMtime
+		}
 		held, _, _ := w.t.index.Child(n.Parent, n.Name)
 		return held == r.OID && !w.holds(n, x) && (!x.found || o.Attr.Nlink > 1)
 	case kml.OpSetattr:
-		if !x.found || !known {
-			return false
-		}
 		now := kmlAttr(&x.st)
-		return changed(now, r.Attr)&r.Mask == 0 && changed(o.Attr, r.Attr)&r.Mask != 0
+		return x.found && r.HadOld && changed(now, r.Attr)&r.Mask == 0 && changed(r.Old, r.Attr)&r.Mask != 0
+	case kml.OpSetxattr, kml.OpRemovexattr:
+		v, err := w.xattr(x, r.Name)
+		if r.Op == kml.OpRemovexattr {
+			return r.HadOld && errors.Is(err, syscall.ENODATA)
+		}
+		return err == nil && bytes.Equal(v, r.Value)
 	case kml.OpStore:
 		return w.stored(x)
 	}
 	return false
+}
+
+// mtime is a folder's time on the disk; 0 when it is not there.
+func (w *weighing) mtime(oid kml.OID) int64 {
+	dir, err := w.openDir(oid, 0)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(dir)
+	m, err := mtimeOf(dir)
+	if err != nil {
+		return 0
+	}
+	return m
+}
+
+// xattr is what an object's attribute is on the disk.
+func (w *weighing) xattr(x *exhibit, name string) ([]byte, error) {
+	if !x.found {
+		return nil, syscall.ENOENT
+	}
+	dir, err := w.openDir(x.at.Parent, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(dir)
+	p, _, _, err := lookAtName(dir, x.at.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(p.fd)
+	return p.getxattr(name)
 }
 
 // stored reports whether a file has, whole, the contents that the tail leaves
@@ -333,12 +413,16 @@ func (w *weighing) again(r *kml.Record, seen bool) error {
 		return nil
 	}
 	switch {
+	case w.lost(r.OID):
+		return nil
 	case r.Op == kml.OpMark:
 		if r.Mark == kml.MarkCommit || r.Mark == kml.MarkEpoch {
 			return nil
 		}
 	case r.Op == kml.OpStore:
-		if !w.stored(w.objs[r.OID]) {
+		// Of a file that is gone again, the contents no longer matter.
+		x := w.objs[r.OID]
+		if !w.stored(x) && !(seen && x.gone && !x.found) {
 			return nil
 		}
 	case !seen:
@@ -361,8 +445,16 @@ func (w *weighing) again(r *kml.Record, seen bool) error {
 	if err := w.t.commitIntent(&c, nil); err != nil {
 		return err
 	}
+	fault.Point("tree.again")
 	w.pos[r.Pos] = c.Pos
 	return nil
+}
+
+// lost reports whether an object was made behind the mark and is nowhere:
+// whoever has it sends it again.
+func (w *weighing) lost(oid kml.OID) bool {
+	x := w.objs[oid]
+	return x != nil && x.made != nil && !x.found && !x.gone
 }
 
 func (w *weighing) rebase(p *kml.Position) {

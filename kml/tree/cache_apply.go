@@ -102,13 +102,17 @@ func (c *Cache) applyStore(r *kml.Record, crc uint32) ([]Change, error) {
 		own = c.cameBack(o, r.Origin.Seq)
 	}
 	home := own && o.local && o.settled()
+	stays := own && o.local
 	changes, err := c.applyToIndex(r, crc, func(b *Batch) error {
 		obj, err := b.Get(r.OID)
 		if err != nil || obj.DataVersion != r.Pos {
 			return ignore(err, ErrNotFound)
 		}
 		n := *obj
-		n.Whole, n.Present = home, nil
+		n.Whole, n.Present, n.Content = home, nil, 0
+		if o.local && old != nil {
+			n.Content = old.content() // what is here stays
+		}
 		return b.Put(&n)
 	})
 	if err != nil {
@@ -125,9 +129,9 @@ func (c *Cache) applyStore(r *kml.Record, crc uint32) ([]Change, error) {
 		c.unkeep(o)
 	case !o.local && old != nil:
 		c.dropVersion(o, old.DataVersion)
-		o.fgen++
+		o.leave(old)
 	}
-	if own {
+	if stays {
 		for i := range changes {
 			changes[i].Kind &^= ChangeData // readers here have seen it
 		}
@@ -311,7 +315,7 @@ func putEntry(b *Batch, pos kml.Position, e SnapshotEntry, top bool) error {
 	n.Attr, n.Target, n.Xattrs, n.Ctime = r.Attr, r.Target, r.Xattrs, r.Time
 	n.Version, n.Known = e.Version, pos
 	if n.DataVersion != e.DataVersion {
-		n.DataVersion, n.Whole, n.Present = e.DataVersion, false, nil
+		n.DataVersion, n.Whole, n.Present, n.Content = e.DataVersion, false, nil, 0
 		n.DataOrigin = kml.Origin{}
 	}
 	if top || n.Parent == 0 {
@@ -358,7 +362,8 @@ func (c *Cache) Reset(pos kml.Position, crc uint32) error {
 			c.dropVersion(o, o.vf.version)
 		}
 		if !o.local {
-			o.fgen++
+			was, _ := old.Get(o.oid)
+			o.leave(was)
 		}
 	})
 	if err := c.dropFiles(); err != nil {

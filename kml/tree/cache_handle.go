@@ -21,11 +21,13 @@ type cacheHandle struct {
 	flags int
 	cred  *Cred
 
-	mu   sync.RWMutex // held for reading by every use of fd, for writing to change it
-	fd   int          // -1: not opened yet
-	vf   *versionFile // fd is a version's file; nil: local bytes
-	gen  uint64       // o.gen and o.fgen that fd belongs to
-	fgen uint64
+	mu  sync.RWMutex // held for reading by every use of fd, for writing to change it
+	fd  int          // -1: not opened yet
+	vf  *versionFile // fd is a version's file; nil: local bytes
+	gen uint64       // o.gen and o.era that fd belongs to
+	era *era
+
+	content uint64 // Attr.Content of what fd has
 }
 
 // Open is FS.Open.
@@ -81,7 +83,7 @@ func (h *cacheHandle) Pinned() bool {
 	defer h.mu.RUnlock()
 	h.o.mu.RLock()
 	defer h.o.mu.RUnlock()
-	return !h.writable() && h.fd >= 0 && h.fgen != h.o.fgen
+	return !h.writable() && h.fd >= 0 && h.era != h.o.era
 }
 
 // Attr is Handle.Attr.
@@ -92,14 +94,18 @@ func (h *cacheHandle) Attr(ctx context.Context) (Attr, error) {
 	}
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	if h.vf != nil {
-		a.Size, a.DataVersion = h.vf.size, uint64(h.vf.version)
-		return a, nil
+	if was := h.era.left.Load(); was != nil {
+		k := was.attr()
+		a.Size, a.Blocks, a.Mtime, a.DataVersion = k.Size, k.Blocks, k.Mtime, k.DataVersion
+	} else {
+		var st unix.Stat_t
+		if err := unix.Fstat(h.fd, &st); err != nil {
+			return a, err
+		}
+		a.isFile(&st)
 	}
-	var st unix.Stat_t
-	err = unix.Fstat(h.fd, &st)
-	a.Size = uint64(st.Size)
-	return a, err
+	a.Content = h.content
+	return a, nil
 }
 
 // stale is true when fd is no longer what h should use. The caller holds o.mu.
@@ -107,7 +113,7 @@ func (h *cacheHandle) stale() bool {
 	if h.fd < 0 {
 		return true
 	}
-	if h.fgen != h.o.fgen {
+	if h.era != h.o.era {
 		return h.writable() // a reader keeps its version
 	}
 	return h.gen != h.o.gen
@@ -207,15 +213,19 @@ func (h *cacheHandle) mode() int {
 	return unix.O_RDONLY
 }
 
-// use makes fd the handle's. The caller holds h.mu and, for reading, o.mu.
+// use makes fd the handle's. The caller holds h.mu and, for reading, o.mu, under
+// which the index changes what it says of the contents.
 func (h *cacheHandle) use(fd int, vf *versionFile) {
+	if obj, err := h.c.known(h.o); err == nil {
+		h.content = obj.content()
+	}
 	if h.fd >= 0 {
 		unix.Close(h.fd)
 	}
 	if h.vf != nil {
 		h.vf.release()
 	}
-	h.fd, h.vf, h.gen, h.fgen = fd, vf, h.o.gen, h.o.fgen
+	h.fd, h.vf, h.gen, h.era = fd, vf, h.o.gen, h.o.era
 }
 
 // ReadAt is Handle.ReadAt.

@@ -37,7 +37,7 @@ type cacheObject struct {
 	base   kml.Base     // the version that was here when it became local
 	wait   []*Store     // cut, and not come back yet
 	gen    uint64       // counts replacements of the inode that all handles follow
-	fgen   uint64       // and those that only writing handles follow: a newer version
+	era    *era         // of contents that readers keep: another one with a newer version
 	append sync.Mutex   // one O_APPEND write at a time
 	vf     *versionFile // of the present version
 	gone   *Object      // what it was when it lost its last name
@@ -48,6 +48,26 @@ type cacheObject struct {
 	door   Door
 	writes atomic.Uint64
 	last   atomic.Int64 // last write, nanoseconds
+}
+
+// era is how long readers see one file: from when contents came from the master
+// until others' replace them. What is written here belongs to it.
+type era struct {
+	left atomic.Pointer[Object] // what the object was at its end; nil when only the file tells
+}
+
+// leave ends o's era. The caller holds o.mu for writing.
+func (o *cacheObject) leave(was *Object) {
+	o.era.left.Store(was)
+	o.era = new(era)
+}
+
+// content is the Attr.Content of an object in a cache.
+func (o *Object) content() uint64 {
+	if o.Content != 0 {
+		return o.Content
+	}
+	return uint64(o.DataVersion)
 }
 
 // Store is a change of contents on its way to the master. Path is a picture of
@@ -80,7 +100,7 @@ func (t *cacheObjects) acquire(oid kml.OID) *cacheObject {
 		if t.m == nil {
 			t.m = make(map[kml.OID]*cacheObject)
 		}
-		o = &cacheObject{oid: oid}
+		o = &cacheObject{oid: oid, era: new(era)}
 		t.m[oid] = o
 	}
 	o.refs++
@@ -329,8 +349,10 @@ func (c *Cache) Drop(s *Store) {
 	o.mu.Lock()
 	o.wait = slices.DeleteFunc(o.wait, func(w *Store) bool { return w == s })
 	gone := o.local && o.settled()
+	var err error
 	if gone {
 		c.dropLocalLocked(o)
+		err = c.renewContent(o.oid)
 	}
 	slots := s.slots
 	s.slots = nil
@@ -338,9 +360,26 @@ func (c *Cache) Drop(s *Store) {
 	for _, slot := range slots {
 		c.dirty.Clear(slot)
 	}
+	if err != nil {
+		c.logger.Warn("contents that the master refused may be seen until the file changes", "oid", o.oid, "err", err)
+	}
 	if gone {
 		c.watch.emit(Change{Kind: ChangeData | ChangeAttr, OID: o.oid})
 	}
+}
+
+// renewContent makes what the master has of an object other contents than those
+// that were here, although its version may be one that was seen before.
+func (c *Cache) renewContent(oid kml.OID) error {
+	return c.index.Load().Update(func(b *Batch) error {
+		obj, err := b.Get(oid)
+		if err != nil {
+			return ignore(err, ErrNotFound)
+		}
+		n := *obj
+		n.Content = 1<<63 | uint64(c.opt.Now().UnixNano()) // no position has the top bit
+		return b.Put(&n)
+	})
 }
 
 // dropLocalLocked takes the bytes that were written here away. The caller holds
@@ -354,7 +393,7 @@ func (c *Cache) dropLocalLocked(o *cacheObject) {
 	o.last.Store(0)
 	if o.local {
 		o.local = false
-		o.fgen++
+		o.leave(nil)
 		c.unkeep(o)
 	}
 }

@@ -136,26 +136,28 @@ func (c *Cache) Getattr(ctx context.Context, _ *Cred, oid kml.OID) (Attr, error)
 
 // attrOf joins what the master says of an object with what was written here.
 func (c *Cache) attrOf(obj *Object) Attr {
-	k := obj.Attr
-	a := Attr{OID: obj.OID, Mode: k.Mode, Nlink: k.Nlink, UID: k.UID, GID: k.GID, Rdev: k.Rdev, Size: k.Size,
-		Atime: max(k.Atime, k.Mtime), Mtime: k.Mtime, Ctime: obj.Ctime, Btime: obj.Btime,
-		Version: obj.Version, DataVersion: uint64(obj.DataVersion), Blocks: (k.Size + 511) / 512}
-	switch k.Mode & unix.S_IFMT {
+	switch obj.Attr.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
+		a := obj.attr()
 		a.Nlink = 1 // "not counted", as on btrfs: a folder's links are not in the log
 		a.Size, a.Blocks = 4096, 8
 		return a
 	case unix.S_IFREG:
 	default:
-		return a
+		return obj.attr()
 	}
 	o := c.objects.find(obj.OID)
 	if o == nil {
-		return a
+		return obj.attr()
 	}
 	defer c.objects.release(o)
 	o.mu.RLock()
 	defer o.mu.RUnlock()
+	// Where the bytes are, and what the index says of them, changes under mu.
+	if now, err := c.known(o); err == nil {
+		obj = now
+	}
+	a := obj.attr()
 	if !o.local {
 		return a
 	}
@@ -163,11 +165,28 @@ func (c *Cache) attrOf(obj *Object) Attr {
 	if unix.Stat(c.localPath(obj.OID), &st) != nil {
 		return a
 	}
+	a.isFile(&st)
+	a.DataVersion = DataDirty | o.writes.Load()
+	return a
+}
+
+// attr is what the master says of an object.
+func (o *Object) attr() Attr {
+	k := o.Attr
+	a := Attr{OID: o.OID, Mode: k.Mode, Nlink: k.Nlink, UID: k.UID, GID: k.GID, Rdev: k.Rdev, Size: k.Size,
+		Atime: max(k.Atime, k.Mtime), Mtime: k.Mtime, Ctime: o.Ctime, Btime: o.Btime,
+		Version: o.Version, DataVersion: uint64(o.DataVersion), Blocks: (k.Size + 511) / 512}
+	if k.Mode&unix.S_IFMT == unix.S_IFREG {
+		a.Content = o.content()
+	}
+	return a
+}
+
+// isFile takes size and times from the file that has an object's bytes.
+func (a *Attr) isFile(st *unix.Stat_t) {
 	a.Size, a.Blocks = uint64(st.Size), uint64(st.Blocks)
 	a.Mtime, a.Atime = st.Mtim.Nano(), st.Atim.Nano()
 	a.Ctime = max(a.Ctime, st.Ctim.Nano())
-	a.DataVersion = DataDirty | o.writes.Load()
-	return a
 }
 
 // Readlink is FS.Readlink.

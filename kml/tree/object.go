@@ -35,6 +35,9 @@ type Object struct {
 	Listed  bool         // a folder: every name in it is in the index
 	Whole   bool         // a file: all bytes of DataVersion are here
 	Present []kml.Extent // a file: these are
+	// Content is Attr.Content where that is not DataVersion: what was written
+	// here changed the contents that readers had, and came back as a version.
+	Content uint64
 
 	Known kml.Position // the object is as of here: records not newer are in it
 }
@@ -59,7 +62,10 @@ type NameEntry struct {
 	Known kml.Position // the name is as of here
 }
 
-const objectVersion = 1
+const (
+	objectVersion = 2
+	objectBefore  = 1 // the version before: without Content
+)
 
 var errObject = errors.New("damaged object")
 
@@ -98,6 +104,7 @@ func (o *Object) encode() []byte {
 		s(x.Name)
 		s(string(x.Value))
 	}
+	u(o.Content)
 	return b
 }
 
@@ -139,7 +146,7 @@ func (r *objectReader) count(min int) int {
 }
 
 func decodeObject(oid kml.OID, b []byte) (*Object, error) {
-	if len(b) == 0 || b[0] != objectVersion {
+	if len(b) == 0 || b[0] != objectVersion && b[0] != objectBefore {
 		return nil, fmt.Errorf("object %v: %w", oid, errObject)
 	}
 	r := objectReader{b: b[1:]}
@@ -160,6 +167,9 @@ func decodeObject(oid kml.OID, b []byte) (*Object, error) {
 	}
 	for n := r.count(2); n > 0; n-- {
 		o.Xattrs = append(o.Xattrs, kml.Xattr{Name: r.s(), Value: []byte(r.s())})
+	}
+	if b[0] != objectBefore {
+		o.Content = r.u()
 	}
 	if r.bad || len(r.b) != 0 {
 		return nil, fmt.Errorf("object %v: %w", oid, errObject)

@@ -58,7 +58,13 @@ func (c *Cache) cutDue() time.Duration {
 	wait := time.Duration(0)
 	for _, o := range c.objects.dirtyList() {
 		o.mu.RLock()
-		idle := time.Duration(o.last.Load() + int64(c.opt.StoreIdle) - now)
+		last := o.last.Load()
+		if last == 0 { // its store was cut since; a write that comes now is no older
+			o.mu.RUnlock()
+			c.objects.release(o)
+			continue
+		}
+		idle := time.Duration(last + int64(c.opt.StoreIdle) - now)
 		busy := time.Duration(o.first + int64(c.opt.StoreBusy) - now)
 		o.mu.RUnlock()
 		due := min(idle, busy)

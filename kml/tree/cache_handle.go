@@ -86,6 +86,22 @@ func (h *cacheHandle) Pinned() bool {
 	return !h.writable() && h.fd >= 0 && h.era != h.o.era
 }
 
+// Content is Pinner.Content.
+func (h *cacheHandle) Content() uint64 {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if !h.writable() {
+		return h.content
+	}
+	h.o.mu.RLock()
+	defer h.o.mu.RUnlock()
+	obj, err := h.c.known(h.o)
+	if err != nil {
+		return 0
+	}
+	return obj.content()
+}
+
 // Attr is Handle.Attr.
 func (h *cacheHandle) Attr(ctx context.Context) (Attr, error) {
 	a, err := h.c.Getattr(ctx, nil, h.o.oid)

@@ -64,4 +64,6 @@ type Syncer interface {
 // reads. A front end finds it by assertion; a Handle without it follows.
 type Pinner interface {
 	Pinned() bool
+	// Content is Attr.Content of what the handle reads; 0 says nothing.
+	Content() uint64
 }

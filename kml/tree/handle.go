@@ -27,15 +27,25 @@ type handle struct {
 	left atomic.Uint64
 }
 
-// handle registers fd, a descriptor of oid's present inode.
-func (s *objects) handle(t *Tree, oid kml.OID, fd, flags int, c *Cred) *handle {
-	h := &handle{t: t, obj: s.acquire(oid), flags: flags, cred: c}
+// noGen is no generation of an object: of a descriptor that was left behind
+// before its handle was entered.
+const noGen = ^uint64(0)
+
+// handle makes a handle of fd, a descriptor of oid's inode of generation gen; ok
+// is false, and fd still the caller's, when that has been replaced.
+func (s *objects) handle(t *Tree, oid kml.OID, fd, flags int, c *Cred, gen uint64) (h *handle, ok bool) {
+	h = &handle{t: t, obj: s.acquire(oid), flags: flags, cred: c}
 	h.fd.Store(int64(fd))
-	s.mu.Lock()
-	h.gen.Store(h.obj.gen.Load()) // a replacement that begins later finds h
-	h.obj.handles[h] = struct{}{}
+	h.gen.Store(gen)
+	s.mu.Lock() // a replacement that begins later finds h
+	if ok = gen == noGen || h.obj.gen.Load() == gen; ok {
+		h.obj.handles[h] = struct{}{}
+	}
 	s.mu.Unlock()
-	return h
+	if !ok {
+		s.release(h.obj)
+	}
+	return h, ok
 }
 
 // Open is FS.Open.
@@ -48,9 +58,9 @@ func (t *Tree) Open(ctx context.Context, c *Cred, oid kml.OID, flags int) (Handl
 		if err != nil {
 			return nil, err
 		}
-		h := t.objects.handle(t, oid, fd, flags, c)
-		if h.gen.Load() != gen {
-			h.discard()
+		h, ok := t.objects.handle(t, oid, fd, flags, c, gen)
+		if !ok {
+			unix.Close(fd)
 			continue // replaced while it was opened
 		}
 		if flags&unix.O_TRUNC != 0 && h.writable() {
@@ -61,6 +71,24 @@ func (t *Tree) Open(ctx context.Context, c *Cred, oid kml.OID, flags int) (Handl
 		return h, nil
 	}
 	return nil, syscall.ESTALE
+}
+
+// created is the handle of a file that was made with its descriptor.
+func (t *Tree) created(oid kml.OID, fd, flags int, c *Cred) *handle {
+	o := t.objects.acquire(oid)
+	defer t.objects.release(o)
+	for {
+		gen := o.still()
+		obj, err := t.index.Get(oid)
+		if err == nil {
+			if b, err := HandleAt(fd, ""); err == nil && !obj.is(b) {
+				gen = noGen // replaced as soon as it was visible
+			}
+		}
+		if h, ok := t.objects.handle(t, oid, fd, flags, c, gen); ok {
+			return h
+		}
+	}
 }
 
 // openFile opens the regular file oid as c.
@@ -101,6 +129,19 @@ func (h *handle) OID() kml.OID { return h.obj.oid }
 
 // Pinned is Pinner.Pinned.
 func (h *handle) Pinned() bool { return !h.writable() && h.gen.Load() != h.obj.gen.Load() }
+
+// Content is Pinner.Content.
+func (h *handle) Content() uint64 {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	b, err := HandleAt(int(h.fd.Load()), "")
+	if err != nil {
+		return 0
+	}
+	a := Attr{Mode: unix.S_IFREG}
+	a.contentIs(b)
+	return a.Content
+}
 
 // Attr is Handle.Attr.
 func (h *handle) Attr(ctx context.Context) (Attr, error) {

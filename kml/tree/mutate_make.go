@@ -169,7 +169,7 @@ func (t *Tree) Create(ctx context.Context, c *Cred, parent kml.OID, name string,
 			return err
 		}})
 		if err == nil {
-			return a, t.objects.handle(t, a.OID, fd, flags, c), nil
+			return a, t.created(a.OID, fd, flags, c), nil
 		}
 		if fd >= 0 {
 			unix.Close(fd)

@@ -106,6 +106,15 @@ func (r *raw) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	if err != nil {
 		return r.status("setattr", err)
 	}
+	t := r.nodes.tell(n, wanted{content: a.Content})
+	r.follow(n, &t)
+	if t.refused { // the size that belongs to the kernel's pages
+		if f := r.nodes.reader(n); f != nil {
+			if old, err := f.h.Attr(c); err == nil {
+				a.Size, a.Blocks = old.Size, old.Blocks
+			}
+		}
+	}
 	// The kernel takes this reply even when it knows newer: it may use it, but
 	// not keep it.
 	fill(&out.Attr, &a)
@@ -114,7 +123,7 @@ func (r *raw) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 
 // chownMode adds to a change of owner the mode it leaves.
 func (r *raw) chownMode(c *call, hd *fuse.InHeader, n *node, h tree.Handle, s *tree.SetAttr) error {
-	a, err := r.attr(c, hd, n, false, 0)
+	a, _, err := r.attr(c, hd, n, false, 0)
 	if h != nil {
 		a, err = h.Attr(c)
 	}

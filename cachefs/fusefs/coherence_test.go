@@ -268,6 +268,54 @@ func (r *replacer) replace(t *testing.T, oid kml.OID, text string) {
 	}
 }
 
+// TestNoReaderSeesTwoVersions reads a file again and again while its contents
+// are replaced: what one open reads is of one version.
+func TestNoReaderSeesTwoVersions(t *testing.T) {
+	needFuse(t)
+	testutil.CheckLeaks(t)
+	tr := newTree(t, t.TempDir())
+	mnt, _ := mountAt(t, tr, Options{Door: 1})
+	p := filepath.Join(mnt, "file")
+	version := func(i int) string { return strings.Repeat(string(rune('a'+i%26)), 5000*(1+i%7)) }
+	must(t, os.WriteFile(p, []byte(version(0)), 0o644))
+	oid := kml.OID(stat(t, p).Ino)
+	end := make(chan struct{})
+	done := make(chan string, 2)
+	for range cap(done) {
+		go func() {
+			for reads := 0; ; reads++ {
+				select {
+				case <-end:
+					done <- ""
+					return
+				default:
+				}
+				b, err := os.ReadFile(p)
+				if err != nil && !errors.Is(err, unix.ESTALE) {
+					done <- err.Error()
+					return
+				}
+				if err == nil && (len(b) == 0 || len(b)%5000 != 0 || strings.Count(string(b), string(b[:1])) != len(b)) {
+					done <- fmt.Sprintf("read %d bytes, from %q to %q", len(b), b[:min(1, len(b))], b[max(0, len(b)-1):])
+					return
+				}
+			}
+		}()
+	}
+	r := newReplacer(t, tr)
+	const versions = 200
+	for i := 1; i <= versions; i++ {
+		r.replace(t, oid, version(i))
+	}
+	close(end)
+	for range cap(done) {
+		if what := <-done; what != "" {
+			t.Error(what)
+		}
+	}
+	eventually(t, "the last version", func() bool { return content(p) == version(versions) })
+}
+
 // TestManyChanges makes more changes than the queue holds names for, in a
 // folder whose lock a lookup holds meanwhile.
 func TestManyChanges(t *testing.T) {

@@ -13,10 +13,19 @@
 //
 // A node id differs from the oid in two cases. Entries of the journal
 // extension (.mezzo in the root) have ids of their own, from the part of the
-// id space whose site is 0, which mints no objects. And a node whose contents
-// were replaced while someone reads an older version through it is retired:
-// the readers keep it, with its page cache, its size and its version, and
-// everybody else gets a new node with the same inode number.
+// id space whose site is 0, which mints no objects. And a node stands for one
+// file's contents over all that is written to them in place, but not over their
+// replacement (tree.Attr.Content): once an answer of the FS or a change tells of
+// other contents the node is retired. Those who read through it keep it, with its
+// page cache, its size and its version, and everybody else gets a new node with
+// the same inode number. The kernel takes the size of a new node from the reply
+// that brings it, while that of a node it knows it takes only when nothing was
+// revoked since it asked; so this is also what keeps size and bytes together.
+//
+// An open whose handle reads other contents than its node has is answered with
+// ESTALE: the kernel looks the name up again, once. When the next replacement is
+// quicker than that too, the open gets the handle of a reader of the retired
+// node; or, without one and for writing, reads and writes past the page cache.
 //
 // # What the kernel may keep
 //
@@ -47,10 +56,9 @@
 // entries are revoked before its listing, so that a listing in flight has
 // ended when its pages go.
 //
-// One window is open: between the moment a replacement of contents takes place
-// in the FS and the moment FS.Watch tells of it, an open gets the new version
-// while the kernel still has size and pages of the old one. Until the
-// notification, which follows at once, its reader may see both.
+// One window is open: a file that is held open for writing through this mount
+// and is replaced keeps its node, since what is written follows the object. Who
+// only reads it through the same node meanwhile may see both.
 //
 // # Rights
 //
@@ -70,6 +78,6 @@
 // # Locks of the package
 //
 // The shards of the node table and its alias lock (which is taken before a
-// shard), file.mu, files.mu, limbo.mu, ring.mu, queue.mu. Otherwise none is held while
+// shard), file.mu, files.mu, limbo.mu, late.mu, ring.mu, queue.mu. Otherwise none is held while
 // another is taken, nor over a call of the FS or a write to the kernel.
 package fusefs

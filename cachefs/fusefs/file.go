@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -20,6 +21,7 @@ type file struct {
 	list   []fuse.DirEntry // an open folder of the extension
 	writes bool            // h may write
 	append bool            // h was opened with O_APPEND
+	shared *atomic.Int32   // files that have h
 
 	mu     sync.Mutex
 	other  tree.Handle         // as h, with O_APPEND the other way; nil until needed
@@ -41,7 +43,9 @@ func (f *file) close(r *raw) {
 	switch {
 	case f.h != nil:
 		r.nodes.closed(f, f.writes)
-		err = f.h.Close()
+		if f.shared.Add(-1) == 0 {
+			err = f.h.Close()
+		}
 	case f.d != nil:
 		err = f.d.Close()
 	case f.ext != nil:
@@ -69,15 +73,6 @@ func (r *raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 	if n.ext.Load() != nil {
 		return r.extOpen(c, in, n, out)
 	}
-	// What the kernel has of older contents, the size too, goes first. The
-	// notification waits for nothing that an open holds.
-	if err := r.queue.settled(c, n); err != nil {
-		return r.status("open", err)
-	}
-	// The kernel looks the name up again after ESTALE, and gets the new node.
-	if r.settle(n) {
-		return fuse.Status(unix.ESTALE)
-	}
 	flags := int(in.Flags) & openFlags
 	if flags&unix.O_TRUNC != 0 && in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
 		if err := r.clearPriv(c, &in.InHeader, n, nil); err != nil {
@@ -93,21 +88,70 @@ func (r *raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 	if err != nil {
 		return r.status("open", err)
 	}
-	r.opened(n, h, flags, out)
+	return r.opened(c, n, newFile(h, flags), out)
+}
+
+// newFile is an open file with a handle of its own.
+func newFile(h tree.Handle, flags int) *file {
+	f := &file{h: h, writes: flags&unix.O_ACCMODE != unix.O_RDONLY, append: flags&unix.O_APPEND != 0, shared: new(atomic.Int32)}
+	f.shared.Store(1)
+	return f
+}
+
+// contentOf is the contents that a handle reads.
+func contentOf(h tree.Handle) uint64 {
+	if p, ok := h.(tree.Pinner); ok {
+		return p.Content()
+	}
+	return 0
+}
+
+// opened enters an open of a node the kernel has when its handle reads what the
+// kernel has of it. Else the kernel has to look the name up again, which it does
+// after ESTALE, once: who comes too late again gets the contents that the node
+// was left with, or reads past the kernel's pages.
+func (r *raw) opened(c *call, n *node, f *file, out *fuse.OpenOut) fuse.Status {
+	f.n = n
+	t := r.nodes.tell(n, wanted{content: contentOf(f.h), file: f})
+	r.follow(n, &t)
+	if !t.refused {
+		r.late.forget(c.pid)
+		r.handOut(f, out)
+		return fuse.OK
+	}
+	if !r.late.again(c.pid, n.oid) {
+		_ = f.h.Close() // not written through
+		return fuse.Status(unix.ESTALE)
+	}
+	r.late.forget(c.pid)
+	if f.writes {
+		// What it writes goes past the pages, which older readers keep.
+		r.nodes.write(f)
+		r.handOut(f, out)
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+		return fuse.OK
+	}
+	unused, direct := r.nodes.rescue(f, contentOf(f.h))
+	if unused != nil {
+		_ = unused.Close() // it only reads
+	}
+	r.handOut(f, out)
+	if direct {
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+	}
 	return fuse.OK
 }
 
-// opened enters a new handle and says how the kernel may treat it.
-func (r *raw) opened(n *node, h tree.Handle, flags int, out *fuse.OpenOut) {
-	f := &file{n: n, h: h, writes: flags&unix.O_ACCMODE != unix.O_RDONLY, append: flags&unix.O_APPEND != 0}
+// handOut gives an open file that is entered to the kernel and says how to treat
+// it.
+func (r *raw) handOut(f *file, out *fuse.OpenOut) {
+	n := f.n
 	n.used.Store(true)
-	r.nodes.opened(f, f.writes)
 	out.Fh = r.files.put(f)
-	// Pages of older contents that wait for their invalidation must not be
-	// read: without the flag the kernel drops them now.
-	if n.stale.Load() == 0 {
-		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
-	}
+	// What the kernel has of older contents, the size too, goes before the
+	// answer, so that all else stays.
+	r.queue.drop(n)
+	out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
 	// A close that has nothing to flush still ends POSIX locks.
 	if !f.writes && !n.locked.Load() {
 		out.OpenFlags |= fuse.FOPEN_NOFLUSH
@@ -135,8 +179,14 @@ func (r *raw) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 	if err != nil {
 		return r.status("create", err)
 	}
-	n := r.entry(&out.EntryOut, &a, p.id, name, since, true)
-	r.opened(n, h, flags, &out.OpenOut)
+	if content := contentOf(h); content != a.Content { // replaced since
+		if a, err = h.Attr(c); err != nil {
+			return r.status("create", errors.Join(err, h.Close()))
+		}
+	}
+	f := newFile(h, flags)
+	f.n = r.entryOpen(&out.EntryOut, &a, p.id, name, since, true, f)
+	r.handOut(f, &out.OpenOut)
 	return fuse.OK
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/mezzofs/mezzo/kml"
+	"github.com/mezzofs/mezzo/kml/tree"
 )
 
 // node is what a node id of the kernel stands for.
@@ -37,7 +38,13 @@ type node struct {
 
 	// The rest is guarded by the mu of its shard.
 
+	// content is the tree.Attr.Content that the kernel's size and pages are of; 0
+	// while it has none. All who read through n read these contents, unless
+	// somebody writes through n.
+	content uint64
+
 	lookups uint64 // references the kernel holds
+	direct  bool   // retired, and read past the kernel's pages
 	retired bool   // keeps an older version for its readers; see the package comment
 	readers map[*file]struct{}
 	writers int
@@ -128,9 +135,72 @@ func (t *nodes) isRetired(n *node) bool {
 	return n.retired
 }
 
-// ref counts a reference the kernel is about to get to an object under a name,
-// and says whether it had one before.
-func (t *nodes) ref(oid kml.OID, parent uint64, name string) (n *node, known bool) {
+// wanted is what the kernel is about to be told of an object.
+type wanted struct {
+	content uint64 // tree.Attr.Content of the attributes, or of file's handle
+	parent  uint64 // the name it is under, when it is a new reference
+	name    string
+	file    *file // an open that is to be entered with it
+}
+
+// told is what came of it.
+type told struct {
+	known   bool      // the kernel had a reference before
+	moved   bool      // pages that the kernel has are of other contents: n.stale counts one more
+	left    *node     // it was retired: names are to be revoked
+	names   []nameRef // of left
+	more    bool      // left had more names
+	refused bool      // the node is retired and takes no part in newer contents
+}
+
+// tell makes n of the contents of w, and enters w's file; n's shard is locked. A
+// node of other contents is retired instead: the kernel takes the size from a
+// reply only when nothing was revoked meanwhile, but that of a new node always.
+func (n *node) tell(w *wanted, t *told) (ok bool) {
+	switch {
+	case n.retired:
+		t.refused = true
+		return false
+	case w.content == 0 || n.content == w.content:
+	case n.content != 0 && n.writers == 0:
+		n.retire(t)
+		return false
+	default:
+		if n.content != 0 {
+			t.moved = true
+			n.stale.Add(1)
+		}
+		n.content = w.content
+	}
+	if w.file != nil {
+		n.enter(w.file)
+	}
+	return true
+}
+
+// enter notes an open regular file; n's shard is locked.
+func (n *node) enter(f *file) {
+	if f.writes {
+		n.writers++
+		return
+	}
+	n.reading.Add(1)
+	if n.readers == nil {
+		n.readers = map[*file]struct{}{}
+	}
+	n.readers[f] = struct{}{}
+}
+
+// tell makes a node the kernel has of the contents of w.
+func (t *nodes) tell(n *node, w wanted) (out told) {
+	_, mu := t.lock(n.id)
+	defer mu.Unlock()
+	n.tell(&w, &out)
+	return out
+}
+
+// ref counts a reference the kernel is about to get to an object.
+func (t *nodes) ref(oid kml.OID, w wanted) (n *node, out told) {
 	for {
 		id := uint64(oid)
 		if t.aliases.Load() > 0 {
@@ -146,12 +216,12 @@ func (t *nodes) ref(oid kml.OID, parent uint64, name string) (n *node, known boo
 			n = &node{id: id, oid: oid}
 			m[id] = n
 		}
-		if n != nil && !n.retired {
-			known = n.lookups > 0
+		if n != nil && n.tell(&w, &out) {
+			out.known, out.refused = n.lookups > 0, false
 			n.lookups++
-			n.named(parent, name)
+			n.named(w.parent, w.name)
 			mu.Unlock()
-			return n, known
+			return n, out
 		}
 		mu.Unlock()
 		t.renew(oid, id)
@@ -247,21 +317,6 @@ func (t *nodes) name(n *node, parent uint64, name string) {
 	n.named(parent, name)
 }
 
-// opened enters an open regular file; writes says which kind.
-func (t *nodes) opened(f *file, writes bool) {
-	_, mu := t.lock(f.n.id)
-	defer mu.Unlock()
-	if writes {
-		f.n.writers++
-		return
-	}
-	f.n.reading.Add(1)
-	if f.n.readers == nil {
-		f.n.readers = map[*file]struct{}{}
-	}
-	f.n.readers[f] = struct{}{}
-}
-
 // closed takes it out again.
 func (t *nodes) closed(f *file, writes bool) {
 	_, mu := t.lock(f.n.id)
@@ -285,16 +340,57 @@ func (t *nodes) readersOf(n *node) []*file {
 	return slices.Collect(maps.Keys(n.readers))
 }
 
-// retire leaves n to those who read through it. It returns the names it is
-// known under, and whether there are more; ok is false when it was retired
-// before.
-func (t *nodes) retire(n *node) (names []nameRef, more, ok bool) {
+// retire leaves n to those who read through it.
+func (t *nodes) retire(n *node) (out told) {
 	_, mu := t.lock(n.id)
 	defer mu.Unlock()
-	if n.retired {
-		return nil, false, false
+	if !n.retired && n.writers == 0 {
+		n.retire(&out)
 	}
-	n.retired = true
-	names, n.names = n.names, nil
-	return names, n.more, true
+	return out
+}
+
+// retire is nodes.retire; n's shard is locked.
+func (n *node) retire(t *told) {
+	n.retired, t.refused, t.left = true, true, n
+	t.names, t.more, n.names = n.names, n.more, nil
+}
+
+// reader is an open file that reads the contents a retired node is left with, or
+// nil.
+func (t *nodes) reader(n *node) *file {
+	_, mu := t.lock(n.id)
+	defer mu.Unlock()
+	if !n.retired {
+		return nil
+	}
+	for f := range n.readers {
+		return f
+	}
+	return nil
+}
+
+// write enters f as one who writes past the pages of a retired node.
+func (t *nodes) write(f *file) {
+	_, mu := t.lock(f.n.id)
+	defer mu.Unlock()
+	f.n.enter(f)
+}
+
+// rescue enters f, who reads other contents, as a reader of its retired node:
+// with the handle of another reader, and its own comes back to be closed. When
+// there is none f reads past the kernel's pages, and so do all who come later.
+func (t *nodes) rescue(f *file, content uint64) (unused tree.Handle, direct bool) {
+	n := f.n
+	_, mu := t.lock(n.id)
+	defer mu.Unlock()
+	for other := range n.readers {
+		other.shared.Add(1) // other is entered, so it holds one
+		unused, f.h, f.shared = f.h, other.h, other.shared
+		n.enter(f)
+		return unused, n.direct
+	}
+	n.content, n.direct = content, true
+	n.enter(f)
+	return nil, true
 }

@@ -1,7 +1,6 @@
 package fusefs
 
 import (
-	"context"
 	"encoding/binary"
 	"log/slog"
 	"sync"
@@ -65,6 +64,7 @@ type work struct {
 	names   map[string]struct{}
 	attr    bool
 	data    int32 // changes of contents
+	node    *node // whose stale counts data
 	all     bool  // it has lost track of names: expire every entry
 	running bool
 	tries   int // notifications that found no inode
@@ -81,14 +81,13 @@ type queue struct {
 	max     int              // of pending
 	epoch   atomic.Bool      // the kernel knows FUSE_NOTIFY_INC_EPOCH, as far as we know
 
-	idle  chan struct{} // closed, and made anew, when contents were invalidated
 	slots chan struct{} // limits the workers that talk to the kernel at once
 	stop  chan struct{}
 	wg    sync.WaitGroup // workers
 }
 
 func newQueue(r *raw) *queue {
-	q := &queue{r: r, work: map[uint64]*work{}, max: maxPending, idle: make(chan struct{}), slots: make(chan struct{}, maxWorkers), stop: make(chan struct{})}
+	q := &queue{r: r, work: map[uint64]*work{}, max: maxPending, slots: make(chan struct{}, maxWorkers), stop: make(chan struct{})}
 	q.epoch.Store(true)
 	return q
 }
@@ -161,6 +160,17 @@ func (q *queue) addAll(id uint64) {
 
 // addInode queues the attributes of a node, and its pages.
 func (q *queue) addInode(n *node, data bool) {
+	if data {
+		n.stale.Add(1)
+	}
+	q.addCounted(n, data)
+}
+
+// addMoved queues attributes and pages of a node whose stale counts that
+// already.
+func (q *queue) addMoved(n *node) { q.addCounted(n, true) }
+
+func (q *queue) addCounted(n *node, data bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	w := q.get(n.id)
@@ -168,9 +178,11 @@ func (q *queue) addInode(n *node, data bool) {
 		return
 	}
 	w.attr = true
+	if data && w.node != n { // a node that was forgotten has no pages
+		w.node, w.data = n, 0
+	}
 	if data {
 		w.data++
-		n.stale.Add(1)
 	}
 	q.run(n.id, w)
 }
@@ -213,10 +225,10 @@ func (q *queue) worker(id uint64, w *work) {
 	defer q.wg.Done()
 	for {
 		q.mu.Lock()
-		names, attr, data, all := w.names, w.attr, w.data, w.all
-		q.pending -= len(names)
-		w.names, w.attr, w.data, w.all = nil, false, 0, false
-		if q.closed || len(names) == 0 && !attr && data == 0 && !all {
+		do := *w
+		q.pending -= len(w.names)
+		w.names, w.attr, w.data, w.node, w.all = nil, false, 0, nil, false
+		if q.closed || len(do.names) == 0 && !do.attr && do.data == 0 && !do.all {
 			w.running = false
 			delete(q.work, id)
 			q.mu.Unlock()
@@ -228,54 +240,37 @@ func (q *queue) worker(id uint64, w *work) {
 		case <-q.stop:
 			continue
 		}
-		q.do(id, w, names, all, data)
+		q.do(id, w, &do)
 		<-q.slots
 	}
 }
 
 // do sends the notifications for one node.
-func (q *queue) do(id uint64, w *work, names map[string]struct{}, all bool, data int32) {
-	if all {
+func (q *queue) do(id uint64, w, do *work) {
+	if do.all {
 		q.expire()
 	}
-	for name := range names {
+	for name := range do.names {
 		q.tell("entry", q.r.srv.EntryNotify(id, name))
 	}
 	n := q.r.nodes.get(id)
 	if n == nil {
 		return // forgotten: nothing is cached
 	}
-	// After the entries: see the package comment on listings.
-	pages := len(names) > 0 || all
-	if data > 0 && !q.r.settle(n) {
-		pages = true
-	}
-	q.inode(n, w, pages)
-	if data > 0 {
-		n.stale.Add(-data)
-		q.mu.Lock()
-		close(q.idle)
-		q.idle = make(chan struct{})
-		q.mu.Unlock()
+	// After the entries: see the package comment on listings. A retired node's
+	// pages are of the contents that it was left with.
+	q.inode(n, w, len(do.names) > 0 || do.all || do.data > 0 && !q.r.settle(n))
+	if do.node == n {
+		n.stale.Add(-do.data)
 	}
 }
 
-// settled waits until the kernel has nothing of older contents of n.
-func (q *queue) settled(ctx context.Context, n *node) error {
-	for {
-		q.mu.Lock()
-		idle := q.idle
-		q.mu.Unlock()
-		if n.stale.Load() == 0 {
-			return nil
-		}
-		select {
-		case <-idle:
-		case <-q.stop:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+// drop takes from the kernel what it has of older contents of a node that is
+// being opened, when that has not been done yet. It waits only for reads in
+// flight.
+func (q *queue) drop(n *node) {
+	if n.stale.Load() != 0 && !q.r.nodes.isRetired(n) {
+		q.tell("inode", q.r.srv.InodeNotify(n.id, 0, 0))
 	}
 }
 

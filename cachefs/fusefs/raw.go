@@ -28,6 +28,7 @@ type raw struct {
 	ring  ring
 	queue *queue
 	limbo limbo
+	late  late
 
 	entryFor, attrFor uint64 // seconds
 	entryNs, attrNs   uint32
@@ -120,17 +121,36 @@ func join(s uint64, ns uint32) int64 { return int64(s)*1e9 + int64(ns) }
 // FS was asked; made says that the kernel will believe the attributes even if
 // it knows newer ones.
 func (r *raw) entry(out *fuse.EntryOut, a *tree.Attr, parent uint64, name string, since uint64, made bool) *node {
-	if cur := r.nodes.current(a.OID); cur != nil {
-		r.settle(cur)
-	}
-	n, known := r.nodes.ref(a.OID, parent, name)
+	return r.entryOpen(out, a, parent, name, since, made, nil)
+}
+
+// entryOpen is entry of an object together with an open of it.
+func (r *raw) entryOpen(out *fuse.EntryOut, a *tree.Attr, parent uint64, name string, since uint64, made bool, f *file) *node {
+	n, t := r.nodes.ref(a.OID, wanted{content: a.Content, parent: parent, name: name, file: f})
+	r.follow(n, &t)
 	out.NodeId, out.Generation = n.id, n.gen
 	out.EntryValid, out.EntryValidNsec = r.entryFor, r.entryNs
 	fill(&out.Attr, a)
-	if !(made && known || r.ring.changed(since, a.OID)) {
+	if !(made && t.known || r.ring.changed(since, a.OID)) {
 		out.AttrValid, out.AttrValidNsec = r.attrFor, r.attrNs
 	}
 	return n
+}
+
+// follow does what telling the kernel of n's contents makes necessary.
+func (r *raw) follow(n *node, t *told) {
+	if t.moved {
+		r.queue.addMoved(n)
+	}
+	if t.left == nil {
+		return
+	}
+	for _, x := range t.names {
+		r.queue.addName(x.parent, x.name)
+	}
+	if t.more {
+		r.queue.addAll(t.left.id)
+	}
 }
 
 // Forget takes back what entry counted.
@@ -148,35 +168,45 @@ func (r *raw) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.Attr
 		return r.extAttr(c, n, &out.Attr)
 	}
 	since := r.ring.now()
-	a, err := r.attr(c, &in.InHeader, n, in.Flags()&fuse.FUSE_GETATTR_FH != 0, in.Fh())
+	a, keep, err := r.attr(c, &in.InHeader, n, in.Flags()&fuse.FUSE_GETATTR_FH != 0, in.Fh())
 	if err != nil {
 		return r.status("getattr", err)
 	}
 	fill(&out.Attr, &a)
 	// The kernel orders this reply against notifications by itself, but not
 	// against the end of the node's version.
-	if !r.ring.changed(since, n.oid) {
+	if keep && !r.ring.changed(since, n.oid) {
 		out.AttrValid, out.AttrValidNsec = r.attrFor, r.attrNs
 	}
 	return fuse.OK
 }
 
 // attr is what a node's object says of itself now; for a node that keeps an
-// older version, what its readers see.
-func (r *raw) attr(c *call, h *fuse.InHeader, n *node, byFile bool, fh uint64) (tree.Attr, error) {
+// older version, what its readers see. keep is false when the kernel must not.
+func (r *raw) attr(c *call, h *fuse.InHeader, n *node, byFile bool, fh uint64) (a tree.Attr, keep bool, err error) {
 	if byFile {
 		if f := r.files.get(fh); f != nil && f.h != nil {
-			return f.h.Attr(c)
+			a, err = f.h.Attr(c)
+			return a, true, err
 		}
 	}
-	if r.settle(n) {
-		f := r.pinned(n)
-		if f == nil {
-			return tree.Attr{}, unix.ESTALE
-		}
-		return f.h.Attr(c)
+	if f := r.nodes.reader(n); f != nil {
+		a, err = f.h.Attr(c)
+		return a, true, err
 	}
-	return r.fs.Getattr(c, cred(h), n.oid)
+	if a, err = r.fs.Getattr(c, cred(h), n.oid); err != nil {
+		return a, false, err
+	}
+	t := r.nodes.tell(n, wanted{content: a.Content})
+	r.follow(n, &t)
+	if !t.refused {
+		return a, true, nil
+	}
+	if f := r.nodes.reader(n); f != nil {
+		a, err = f.h.Attr(c)
+		return a, true, err
+	}
+	return a, false, nil
 }
 
 // Statx is asked for a file's time of birth only.
@@ -194,7 +224,7 @@ func (r *raw) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut
 			return st
 		}
 	} else {
-		a, err := r.attr(c, &in.InHeader, n, in.GetattrFlags&fuse.FUSE_GETATTR_FH != 0, in.Fh)
+		a, _, err := r.attr(c, &in.InHeader, n, in.GetattrFlags&fuse.FUSE_GETATTR_FH != 0, in.Fh)
 		if err != nil {
 			return r.status("statx", err)
 		}
@@ -242,37 +272,20 @@ func (r *raw) Ioctl(<-chan struct{}, *fuse.IoctlIn, []byte, *fuse.IoctlOut, []by
 	return fuse.Status(unix.ENOTTY)
 }
 
-// settle finds out whether those who read through n keep a version the object
-// has left behind, and retires n if so.
+// settle finds out whether those who read through n keep contents that the
+// object has left behind, and retires n if so.
 func (r *raw) settle(n *node) bool {
-	if r.nodes.isRetired(n) {
-		return true
+	if n.reading.Load() == 0 {
+		return r.nodes.isRetired(n)
 	}
-	if n.reading.Load() == 0 || r.pinned(n) == nil {
-		return false
-	}
-	names, more, ok := r.nodes.retire(n)
-	if !ok {
-		return true
-	}
-	for _, x := range names {
-		r.queue.addName(x.parent, x.name)
-	}
-	if more {
-		r.queue.addAll(n.id)
-	}
-	return true
-}
-
-// pinned is an open file through n that keeps an older version, or nil. While
-// somebody writes through n its pages are the object's.
-func (r *raw) pinned(n *node) *file {
 	for _, f := range r.nodes.readersOf(n) {
 		if p, ok := f.h.(tree.Pinner); ok && p.Pinned() {
-			return f
+			t := r.nodes.retire(n)
+			r.follow(n, &t)
+			break
 		}
 	}
-	return nil
+	return r.nodes.isRetired(n)
 }
 
 // files is the table of open files and folders, by the number the kernel

@@ -264,13 +264,17 @@ func (c *call) reserve(n int) {
 		return
 	}
 	s := c.s
-	if c.ctx == nil && c.from > 0 {
-		s.send(c.out[:c.from])
-		s.q.flush(false)
+	if c.ctx != nil {
+		s.srv.bufs.put(c.out)
+		c.out, c.from = s.srv.bufs.get(n), 0
+		return
+	}
+	if c.from > 0 {
+		s.queue(c.out[:c.from])
 	} else {
 		s.srv.bufs.put(c.out)
 	}
-	c.out, c.from = s.srv.bufs.get(n), 0
+	c.out, c.from = s.srv.bufs.get(max(n, outSize)), 0
 }
 
 // bind is the File to operate on: bound to the request where it may wait.

@@ -35,6 +35,7 @@ type session struct {
 	readErr  error
 	readFunc func(uintptr) bool
 	out      []byte
+	queued   int  // bytes of full buffers before out that may not be on their way yet
 	call     call // what runs in place
 	scratch  scratch
 	requests uint64
@@ -64,6 +65,7 @@ const (
 	inSize     = 64 << 10
 	slowInSize = 8 << 10 // where a read holds its buffer while it waits
 	outSize    = 32 << 10
+	maxQueued  = 128 << 10
 	firstFrame = 8 << 10 // largest frame before the first Tversion
 	stealFrame = 32 << 10
 	smallMove  = 4 << 10 // what is moved to the front of the buffer to make room behind
@@ -282,15 +284,29 @@ func (s *session) send(b []byte) {
 	s.q.add(b)
 }
 
+// queue queues a buffer of answers given in place; they leave together, unless
+// they are many.
+func (s *session) queue(b []byte) {
+	s.send(b)
+	if s.queued += len(b); s.queued >= maxQueued {
+		s.queued = 0
+		s.q.flush(false)
+	}
+}
+
 // flushOut sends what was answered in place.
 func (s *session) flushOut() {
 	if len(s.out) > 0 {
 		s.send(s.out)
+		s.queued += len(s.out)
 		s.out = nil
-		s.q.flush(false)
 	} else if s.out != nil {
 		s.srv.bufs.put(s.out)
 		s.out = nil
+	}
+	if s.queued > 0 {
+		s.queued = 0
+		s.q.flush(false)
 	}
 }
 

@@ -9,6 +9,7 @@
 //
 //	cmd/mezzo            the program: ten lines around internal/cli
 //	internal/cli         the commands, one file each
+//	cmd/bench9p          9P servers side by side, from internal/bench9p
 //	man                  the manual pages, embedded in the program
 //
 //	cachefs              the client: cache, follow, fill, push
@@ -17,6 +18,7 @@
 //	p9srv/wire           the 9P messages as bytes
 //	p9srv/client         the 9P client, with contexts and pipelining
 //	p9srv/export         a journaled tree as a 9P tree, with its .mezzo folder
+//	p9srv/plain          a directory as a 9P tree, without a log
 //
 //	kml/tree             the journaled tree over a directory: identity,
 //	                     journaling, recovery, reconciling; and a cache's tree
@@ -24,6 +26,7 @@
 //	kml/replay           a log without its tree: names, and a plain directory made what it says
 //	kml                  the log: records, segments, repair
 //
+//	internal/asuser      file operations with a user's ids
 //	internal/fault       named points where tests may kill the process
 //	internal/testutil    leak check, golden files, seeds
 //	testscripts          what a user sees, as scripts against the program

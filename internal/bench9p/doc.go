@@ -1,6 +1,6 @@
 // Package bench9p compares 9P servers in one run: this project's over a
-// journaled directory, Debian's diod, and hugelgupf's localfs under its own
-// server and under ours.
+// plain directory and over a journaled one, Debian's diod, and hugelgupf's
+// localfs under its own server and under ours.
 //
 //	go run ./cmd/bench9p -run 'getattr|walk' -shapes 1x1,1x16 -time 200ms
 //

@@ -16,6 +16,7 @@ import (
 	"github.com/mezzofs/mezzo/kml/tree"
 	"github.com/mezzofs/mezzo/p9srv"
 	"github.com/mezzofs/mezzo/p9srv/export"
+	"github.com/mezzofs/mezzo/p9srv/plain"
 )
 
 // serve is the process of a server: it serves dir at socket and at a port of
@@ -75,6 +76,12 @@ func newServer(ctx context.Context, kind, dir string) (listen func(net.Listener)
 		}, end, nil
 	case kindLocalfs:
 		a = localfs.Attacher(dir)
+	case kindPlain:
+		t, err := plain.Open(dir, plain.Options{})
+		if err != nil {
+			return nil, nil, err
+		}
+		a, end = t, t.Close
 	case kindJournal:
 		t, err := tree.Open(dir, tree.Options{})
 		if err != nil {

@@ -27,10 +27,11 @@ type server struct {
 
 // kinds of servers, in the order of the table. The first is what the others are
 // compared to.
-var kinds = []string{kindDiod, kindJournal, kindLocalfs, kindHugelgupf}
+var kinds = []string{kindDiod, kindPlain, kindJournal, kindLocalfs, kindHugelgupf}
 
 const (
 	kindDiod      = "diod"
+	kindPlain     = "plain"
 	kindJournal   = "journal"
 	kindLocalfs   = "localfs"   // hugelgupf's localfs under our engine
 	kindHugelgupf = "hugelgupf" // under its own

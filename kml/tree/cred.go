@@ -31,9 +31,11 @@ func (c *Cred) author() (uid, gid uint32) {
 	return c.UID, c.GID
 }
 
-// as runs f with the file-system ids and groups of c, so that the kernel's own
-// rules decide. Setting the file-system uid away from 0 takes the thread's
-// override capabilities with it (capabilities(7), "Effect of user ID changes").
+// as runs f with the file-system ids and groups of c and without capabilities,
+// so that the kernel's own rules decide. Setting the file-system uid away from 0
+// takes those that override file permissions (capabilities(7), "Effect of user ID
+// changes") and leaves others, which would let anybody give a program
+// capabilities (CAP_SETFCAP) and set trusted attributes (CAP_SYS_ADMIN).
 // A thread whose ids cannot be put back is left locked and dies with its
 // goroutine.
 func (c *Cred) as(f func() error) error {
@@ -43,17 +45,50 @@ func (c *Cred) as(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		if err := wear(c.UID, c.GID, c.Groups); err != nil {
+		had, err := takeCaps(nil)
+		if err == nil {
+			err = wear(c.UID, c.GID, c.Groups)
+		}
+		if err == nil {
+			_, err = takeCaps(&caps{})
+		}
+		if err != nil {
 			done <- err
 			return
 		}
-		err := f()
-		if wear(0, uint32(os.Getegid()), nil) == nil {
+		err = f()
+		if _, e := takeCaps(&had); e == nil && wear(0, uint32(os.Getegid()), nil) == nil {
 			runtime.UnlockOSThread()
 		}
 		done <- err
 	}()
 	return <-done
+}
+
+// caps are the capabilities that count for a thread.
+type caps [2]uint32
+
+// takeCaps makes want the calling thread's effective capabilities, of those it
+// is permitted (capset(2)), and answers what they were; nil changes nothing.
+func takeCaps(want *caps) (had caps, err error) {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if _, _, e := unix.RawSyscall(unix.SYS_CAPGET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0])), 0); e != 0 {
+		return had, e
+	}
+	for i := range data {
+		had[i] = data[i].Effective
+		if want != nil {
+			data[i].Effective = want[i]
+		}
+	}
+	if want == nil {
+		return had, nil
+	}
+	if _, _, e := unix.RawSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0])), 0); e != 0 {
+		return had, e
+	}
+	return had, nil
 }
 
 // wear gives the calling thread, and only it, the ids a file access counts.

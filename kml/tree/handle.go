@@ -244,6 +244,9 @@ func (h *handle) change(ctx context.Context, f func(fd int) error) error {
 		if err := h.follow(ctx); err != nil {
 			return err
 		}
+		if err := h.dropPrivs(ctx); err != nil {
+			return err
+		}
 		done, err := h.changeOnce(ctx, f)
 		if done {
 			return err

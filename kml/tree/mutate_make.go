@@ -21,6 +21,14 @@ type making struct {
 	exact bool
 }
 
+// asMaker runs f as the user where the record says what becomes of the object.
+func (m *making) asMaker(f func() error) error {
+	if !m.exact {
+		return f()
+	}
+	return m.c.as(f)
+}
+
 // make creates what m says under the folder's lock and returns it.
 func (t *Tree) make(ctx context.Context, m making) (Attr, error) {
 	r := m.rec
@@ -95,7 +103,13 @@ func (t *Tree) finishNew(dirfd int, m making, st *unix.Statx_t) (handle []byte, 
 	if m.exact {
 		uid, gid, chown = want.UID, want.GID, t.root
 	}
-	if chown {
+	if chown && m.exact && !m.c.asProcess() {
+		// It is the user's; the group is what the user may give it.
+		err := m.c.as(func() error { return unix.Fchownat(fd, "", -1, int(gid), unix.AT_EMPTY_PATH) })
+		if err != nil && err != unix.EPERM {
+			return nil, err
+		}
+	} else if chown {
 		g := int(gid)
 		if parent.Mode&unix.S_ISGID != 0 && !m.exact {
 			g = -1 // the kernel gave it the folder's group
@@ -113,7 +127,7 @@ func (t *Tree) finishNew(dirfd int, m making, st *unix.Statx_t) (handle []byte, 
 			mode |= uint32(st.Mode) & unix.S_ISGID
 		}
 		if r.Op != kml.OpSymlink && uint32(st.Mode)&07777 != mode {
-			if err := unix.Chmod(p.path(), mode); err != nil {
+			if err := m.asMaker(func() error { return unix.Chmod(p.path(), mode) }); err != nil {
 				return nil, err
 			}
 		}
@@ -125,7 +139,7 @@ func (t *Tree) finishNew(dirfd int, m making, st *unix.Statx_t) (handle []byte, 
 	}
 	if m.exact {
 		for _, x := range r.Xattrs {
-			if err := unix.Setxattr(p.path(), x.Name, x.Value, 0); err != nil {
+			if err := m.asMaker(func() error { return unix.Setxattr(p.path(), x.Name, x.Value, 0) }); err != nil {
 				return nil, err
 			}
 		}

@@ -105,6 +105,9 @@ func (t *Tree) reintegrate(ctx context.Context, c *Cred, r *kml.Record, staged s
 		if _, err := t.index.Get(r.OID); err == nil {
 			return fmt.Errorf("oid %v is in use: %w", r.OID, syscall.EINVAL)
 		}
+		if err := c.mayMake(r); err != nil {
+			return err
+		}
 		m := t.makingOf(c, r)
 		m.exact = true
 		_, err := t.make(ctx, m)
@@ -279,6 +282,12 @@ func (t *Tree) replaceOnce(ctx context.Context, c *Cred, r *kml.Record, staged s
 		return conflict(syscall.EBUSY, "contents changed since %v, they are of %v", r.Base.Pos, obj.DataVersion)
 	}
 	if err := mayReplace(c, first.place(), &st); err != nil {
+		return err
+	}
+	if err := t.dropPrivsLocked(ctx, c, r.OID, first.place()); err != nil {
+		return err
+	}
+	if err := unix.Statx(first.fd, "", unix.AT_EMPTY_PATH, statxMask, &st); err != nil {
 		return err
 	}
 	if err := dress(staged, first.place(), &st, r.Attr.Mtime); err != nil {

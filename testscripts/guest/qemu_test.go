@@ -30,6 +30,7 @@ func TestEmulate(t *testing.T) {
 
 // TestEmulatedV9FS has Debian's kernel work on a journaled tree over TCP.
 func TestEmulatedV9FS(t *testing.T) {
+	t.Parallel() // with the other guests
 	need(t, Config{Emulate: true, Forward: map[int]string{}}.missing())
 	if testing.Short() {
 		t.Skip("emulates a machine for half a minute")
@@ -81,6 +82,7 @@ mezzo mount-port nowhere /mnt/a 2>&1 | grep -q 'no such port: there are .*first'
 // TestPort has a guest without a network mount over virtio-serial ports, by
 // mezzo mount-port.
 func TestPort(t *testing.T) {
+	t.Parallel() // with the other guests
 	need(t, MissingQEMU())
 	if testing.Short() {
 		t.Skip("emulates a machine for half a minute")

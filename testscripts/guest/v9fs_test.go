@@ -251,6 +251,7 @@ func judge(t *testing.T, c Config, work string, modes int) {
 
 // TestV9FS has Linux's 9P client work on a journaled tree in every mode.
 func TestV9FS(t *testing.T) {
+	t.Parallel() // with the other guests
 	need(t, MissingNet())
 	work := program(t, "work")
 	tr, addr := journaled(t)
@@ -305,6 +306,7 @@ func agrees(t *testing.T, tr *tree.Tree) {
 
 // TestV9FSPlain has it work on a tree of the peer library.
 func TestV9FSPlain(t *testing.T) {
+	t.Parallel() // with the other guests
 	need(t, MissingNet())
 	dir, err := os.MkdirTemp("", "v9fs-")
 	if err != nil {

@@ -130,7 +130,7 @@ func caseAppend(e *env) error {
 		return err
 	}
 	text := "begin\n"
-	for i := range 20 {
+	for i := range 8 {
 		f, err := os.OpenFile(e.path("f"), os.O_WRONLY|os.O_APPEND, 0)
 		if err != nil {
 			return err

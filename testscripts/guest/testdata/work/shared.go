@@ -38,7 +38,7 @@ func waits(lock, release func() error) error {
 	select {
 	case err := <-done:
 		return fmt.Errorf("did not wait: %v", err)
-	case <-time.After(150 * time.Millisecond): // it has nothing to show that it waits
+	case <-time.After(70 * time.Millisecond): // it has nothing to show that it waits
 	}
 	if err := release(); err != nil {
 		return err

@@ -102,6 +102,7 @@ func (x *Index) Flush() error {
 	defer x.mu.Unlock()
 	x.err = err
 	if err == nil {
+		x.clean.replace(old)
 		x.layers = x.layers[: len(x.layers)-len(old) : len(x.layers)-len(old)]
 	}
 	x.room.Broadcast()

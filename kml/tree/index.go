@@ -50,6 +50,7 @@ type Index struct {
 	mu     sync.RWMutex
 	layers []*overlay // newest first; never empty; only the newest changes
 	room   sync.Cond  // on mu: a flush has made room
+	clean  readCache  // of the file, below the layers
 
 	fmu  sync.Mutex // one flush
 	kick chan struct{}
@@ -161,13 +162,6 @@ func (x *Index) read(f func(s source) error) error {
 	return x.db.View(func(tx *bolt.Tx) error { return f(source{x.layers, tx}) })
 }
 
-// top runs f on the overlays alone, which often is enough.
-func (x *Index) top(f func(layers []*overlay)) {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	f(x.layers)
-}
-
 func getTop(layers []*overlay, oid kml.OID) (*Object, bool) {
 	for _, l := range layers {
 		if o, ok := l.objs[oid]; ok {
@@ -175,6 +169,15 @@ func getTop(layers []*overlay, oid kml.OID) (*Object, bool) {
 		}
 	}
 	return nil, false
+}
+
+func nameTop(layers []*overlay, n Name) (nameVal, bool) {
+	for _, l := range layers {
+		if v, ok := l.names[n.Parent][n.Name]; ok {
+			return v, true
+		}
+	}
+	return nameVal{}, false
 }
 
 func (s source) get(oid kml.OID) (*Object, error) {
@@ -192,10 +195,8 @@ func (s source) get(oid kml.OID) (*Object, error) {
 }
 
 func (s source) child(n Name) (nameVal, bool) {
-	for _, l := range s.layers {
-		if v, ok := l.names[n.Parent][n.Name]; ok {
-			return v, true
-		}
+	if v, ok := nameTop(s.layers, n); ok {
+		return v, true
 	}
 	return decodeName(s.tx.Bucket(buckets.name).Get(nameKey(n)))
 }
@@ -209,30 +210,48 @@ func decodeName(b []byte) (nameVal, bool) {
 
 // Get is an object by its oid, or ErrNotFound.
 func (x *Index) Get(oid kml.OID) (o *Object, err error) {
-	var hit bool
-	x.top(func(layers []*overlay) { o, hit = getTop(layers, oid) })
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	o, hit := getTop(x.layers, oid)
+	if !hit {
+		o, hit = x.clean.object(oid)
+	}
 	if hit {
 		if o == nil {
 			return nil, ErrNotFound
 		}
 		return o, nil
 	}
-	err = x.read(func(s source) error {
-		o, err = s.get(oid)
+	err = x.db.View(func(tx *bolt.Tx) error {
+		o, err = source{tx: tx}.get(oid)
 		return err
 	})
+	if err == nil {
+		x.clean.keep(o)
+	}
 	return o, err
 }
 
 // Child is what a name holds. ok is false when it holds nothing; known then
 // still says as of when, if anybody ever said so.
 func (x *Index) Child(parent kml.OID, name string) (oid kml.OID, known kml.Position, ok bool) {
-	_ = x.read(func(s source) error {
-		v, found := s.child(Name{parent, name})
-		oid, known, ok = v.oid, v.known, found && v.oid != 0
-		return nil
-	})
-	return oid, known, ok
+	n := Name{parent, name}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	v, found := nameTop(x.layers, n)
+	if !found {
+		v, found = x.clean.name(n)
+	}
+	if !found {
+		_ = x.db.View(func(tx *bolt.Tx) error {
+			v, found = source{tx: tx}.child(n)
+			return nil
+		})
+		if found {
+			x.clean.keepName(n, v)
+		}
+	}
+	return v.oid, v.known, found && v.oid != 0
 }
 
 // Children are up to max names of a folder that sort after the given one.

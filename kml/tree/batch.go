@@ -18,6 +18,9 @@ type Batch struct {
 func (x *Index) Update(f func(*Batch) error) error {
 	x.wmu.Lock()
 	defer x.wmu.Unlock()
+	if err := x.bounded(2 * maxBehind); err != nil {
+		return err
+	}
 	b := &Batch{x: x, own: newOverlay(x.Cursor())}
 	b.own.crc = x.CursorCRC()
 	if err := f(b); err != nil {
@@ -28,12 +31,30 @@ func (x *Index) Update(f func(*Batch) error) error {
 	x.layers[0].merge(b.own)
 	for x.pendingSize() >= x.opt.FlushSize {
 		x.wakeFlusher()
-		if x.pendingSize() < 8*x.opt.FlushSize || x.err != nil {
+		if x.pendingSize() < maxBehind*x.opt.FlushSize || x.err != nil {
 			break
 		}
 		x.room.Wait() // the file cannot keep up: memory stays bounded
 	}
 	return nil
+}
+
+// maxBehind is how many flushes' worth of changes may stand in memory before
+// changes wait for the file, or, while it cannot be written, are refused.
+const maxBehind = 8
+
+// Room is nil while changes can be taken. When the file cannot be written, and
+// memory holds as much as it may, it is the reason (ENOSPC); once the file can be
+// written again so are changes.
+func (x *Index) Room() error { return x.bounded(maxBehind) }
+
+func (x *Index) bounded(flushes int) error {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if x.err == nil || x.pendingSize() < flushes*x.opt.FlushSize {
+		return nil
+	}
+	return fmt.Errorf("index cannot be written: %w", x.err)
 }
 
 // read runs f on the batch's own changes over the index.

@@ -86,6 +86,11 @@ func (x *Index) Flush() error {
 		return nil
 	}
 	err := x.db.Update(func(tx *bolt.Tx) error {
+		if x.opt.failFlush != nil {
+			if err := x.opt.failFlush(); err != nil {
+				return err
+			}
+		}
 		for i := len(old) - 1; i >= 0; i-- {
 			if err := old[i].write(tx); err != nil {
 				return err

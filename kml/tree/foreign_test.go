@@ -265,3 +265,23 @@ func TestScanFindsNothingInOwnChanges(t *testing.T) {
 	checkAgrees(t, tr)
 	checkReplay(t, tr)
 }
+
+// TestSeenWritingIsAStore: an event that tells of a write cuts a store, even when
+// the file has the size and times that it had.
+func TestSeenWritingIsAStore(t *testing.T) {
+	dir := t.TempDir()
+	ok(t, os.WriteFile(filepath.Join(dir, "f"), []byte("f"), 0o644))
+	ok(t, Init(dir, Options{NoWatch: true}))
+	tr, err := Open(dir, Options{NoWatch: true})
+	ok(t, err)
+	defer func() { ok(t, tr.Close()) }()
+	was := logOps(t, tr)
+	ok(t, tr.reconcileName(ctx, kml.RootOID, "f"))
+	if got := logOps(t, tr); got != was {
+		t.Errorf("a look alone journaled: %s", got)
+	}
+	ok(t, tr.reconcileWritten(ctx, kml.RootOID, "f", true))
+	if got := logOps(t, tr); got != was+" store" {
+		t.Errorf("log is %s, want %s store", got, was)
+	}
+}

@@ -33,6 +33,8 @@ type IndexOptions struct {
 	// memory; 0 is 8192 and 1 s.
 	FlushSize  int
 	FlushEvery time.Duration
+
+	failFlush func() error // tests: what a flush fails with
 }
 
 // Index knows every object of a tree: by oid, by name, by inode number. Changes

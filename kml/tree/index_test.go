@@ -7,7 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -327,4 +330,43 @@ func BenchmarkIndex(b *testing.B) {
 			}
 		}
 	})
+}
+
+// TestIndexBoundedWhileFlushesFail: a file that cannot be written stops changes
+// before memory is gone, and is caught up with once it can.
+func TestIndexBoundedWhileFlushesFail(t *testing.T) {
+	var full atomic.Bool
+	full.Store(true)
+	x, err := OpenIndex(filepath.Join(t.TempDir(), "index.db"), IndexOptions{FlushSize: 16, FlushEvery: time.Hour, failFlush: func() error {
+		if full.Load() {
+			return syscall.ENOSPC
+		}
+		return nil
+	}})
+	ok(t, err)
+	defer func() { ok(t, x.Close()) }()
+	n := 0
+	put := func() error {
+		return x.Update(func(b *Batch) error {
+			n++
+			return b.Put(&Object{OID: kml.MakeOID(1, uint64(n+1))})
+		})
+	}
+	for x.Room() == nil && n < 10000 {
+		ok(t, put())
+		wantErr(t, x.Flush(), syscall.ENOSPC)
+	}
+	wantErr(t, x.Room(), syscall.ENOSPC)
+	for err = put(); err == nil && n < 10000; err = put() {
+	}
+	wantErr(t, err, syscall.ENOSPC)
+	if n > 16*2*maxBehind+2 {
+		t.Errorf("%d changes were taken", n)
+	}
+	full.Store(false)
+	ok(t, x.Flush())
+	ok(t, x.Room())
+	ok(t, put())
+	_, err = x.Get(kml.MakeOID(1, 2))
+	ok(t, err)
 }

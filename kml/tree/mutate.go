@@ -53,6 +53,9 @@ func (t *Tree) mutate(ctx context.Context, m mutation) error {
 	if err := t.broken(); err != nil {
 		return err
 	}
+	if err := t.index.Room(); err != nil {
+		return err
+	}
 	intent, err := m.intent()
 	if err != nil {
 		return err

@@ -322,6 +322,9 @@ func (t *Tree) changeXattr(ctx context.Context, r *kml.Record, call func(p place
 		switch err {
 		case nil:
 			r.HadOld, r.OldValue = true, old
+			if len(old)+len(r.Value)+len(r.Name)+slack > kml.MaxRecord {
+				r.HadOld, r.OldValue = false, nil // two of the largest values do not fit a record
+			}
 		case unix.ENODATA, unix.EPERM, unix.EACCES, unix.EOPNOTSUPP:
 		default:
 			return err

@@ -423,10 +423,11 @@ func (t *Tree) foreignChange(ctx context.Context, p place, oid kml.OID, wrote bo
 	if err := unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, st); err != nil {
 		return err
 	}
-	if o.Fp == fingerprint(st) {
+	file := uint32(st.Mode)&unix.S_IFMT == unix.S_IFREG
+	if o.Fp == fingerprint(st) && !(wrote && file) {
 		return nil
 	}
-	if uint32(st.Mode)&unix.S_IFMT == unix.S_IFREG && (wrote || o.Fp.Size != st.Size || o.Fp.Mtime != nsOf(st.Mtime)) {
+	if file && (wrote || o.Fp.Size != st.Size || o.Fp.Mtime != nsOf(st.Mtime)) {
 		if t.suspects(st) {
 			return t.foundDamaged(o, st, nil)
 		}

@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
 )
 
 // Slots is a small table in a file: a fixed number of slots, each empty or
@@ -25,7 +27,14 @@ type Slots struct {
 	old map[int][]byte // what the last run left
 }
 
-const slotHeader = 8 // u32 length, u32 CRC-32C of the bytes
+const (
+	slotHeader = 8 // u32 length, u32 CRC-32C of the bytes
+
+	// The table begins with "MZSL", then u32 version, number of slots, their size.
+	slotsMagic   = "MZSL"
+	slotsVersion = 1
+	slotsStart   = 16
+)
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -38,7 +47,11 @@ func OpenSlots(path string, n, size int) (*Slots, error) {
 		return nil, err
 	}
 	s := &Slots{f: f, size: size, free: make(chan int, n), old: make(map[int][]byte)}
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, int64(n*size)); err != nil && err != unix.EOPNOTSUPP {
+	if err := s.header(n); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, s.at(n)); err != nil && err != unix.EOPNOTSUPP {
 		f.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -57,9 +70,41 @@ func OpenSlots(path string, n, size int) (*Slots, error) {
 	return s, nil
 }
 
+// header writes the head of a new table and checks that of an old one. A power
+// cut may leave zeros of a new one, which then has nothing in it.
+func (s *Slots) header(n int) error {
+	want := append(make([]byte, 0, slotsStart), slotsMagic...)
+	for _, v := range []int{slotsVersion, n, s.size} {
+		want = binary.LittleEndian.AppendUint32(want, uint32(v))
+	}
+	var got [slotsStart]byte
+	m, err := s.f.ReadAt(got[:], 0)
+	if err != nil && err != io.EOF {
+		return err
+	}
+	switch {
+	case string(got[:]) == string(want):
+		return nil
+	case m == 0 || got == [slotsStart]byte{}:
+		if err := s.f.Truncate(0); err != nil {
+			return err
+		}
+		_, err := s.f.WriteAt(want, 0)
+		return err
+	case string(got[:4]) == slotsMagic:
+		return fmt.Errorf("a table of version %d with %d slots of %d bytes, want version %d, %d of %d: %w",
+			binary.LittleEndian.Uint32(got[4:]), binary.LittleEndian.Uint32(got[8:]), binary.LittleEndian.Uint32(got[12:]),
+			slotsVersion, n, s.size, kml.ErrNewer)
+	}
+	return fmt.Errorf("is no table of slots: %w", unix.EINVAL)
+}
+
+// at is where slot i begins.
+func (s *Slots) at(i int) int64 { return slotsStart + int64(i)*int64(s.size) }
+
 func (s *Slots) read(i int) ([]byte, error) {
 	var h [slotHeader]byte
-	if n, err := s.f.ReadAt(h[:], int64(i*s.size)); n < slotHeader {
+	if n, err := s.f.ReadAt(h[:], s.at(i)); n < slotHeader {
 		return nil, ignoreEOF(err)
 	}
 	n := int(binary.LittleEndian.Uint32(h[:]))
@@ -67,7 +112,7 @@ func (s *Slots) read(i int) ([]byte, error) {
 		return nil, nil
 	}
 	b := make([]byte, n)
-	if m, err := s.f.ReadAt(b, int64(i*s.size+slotHeader)); m < n {
+	if m, err := s.f.ReadAt(b, s.at(i)+slotHeader); m < n {
 		return nil, ignoreEOF(err)
 	}
 	if crc32.Checksum(b, castagnoli) != binary.LittleEndian.Uint32(h[4:]) {
@@ -93,7 +138,7 @@ func (s *Slots) Put(ctx context.Context, b []byte) (slot int, err error) {
 	buf := make([]byte, slotHeader, slotHeader+len(b))
 	binary.LittleEndian.PutUint32(buf, uint32(len(b)))
 	binary.LittleEndian.PutUint32(buf[4:], crc32.Checksum(b, castagnoli))
-	if _, err := s.f.WriteAt(append(buf, b...), int64(slot*s.size)); err != nil {
+	if _, err := s.f.WriteAt(append(buf, b...), s.at(slot)); err != nil {
 		s.Clear(slot)
 		return 0, err
 	}
@@ -104,7 +149,7 @@ func (s *Slots) Put(ctx context.Context, b []byte) (slot int, err error) {
 // the cache does not fail; if it did, the next start would look at it again.
 func (s *Slots) Clear(slot int) {
 	var zero [slotHeader]byte
-	_, _ = s.f.WriteAt(zero[:], int64(slot*s.size))
+	_, _ = s.f.WriteAt(zero[:], s.at(slot))
 	s.mu.Lock()
 	delete(s.old, slot)
 	s.mu.Unlock()

@@ -139,3 +139,33 @@ func TestShellQuote(t *testing.T) {
 		}
 	}
 }
+
+// TestClosedSocketHasNoOwner: the kernel says that what is left of a closed
+// socket is root's, so whoever sends an attach and hangs up would be root.
+func TestClosedSocketHasNoOwner(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	peer, own := netip.MustParseAddrPort(s.RemoteAddr().String()), netip.MustParseAddrPort(s.LocalAddr().String())
+	if _, ok, err := socketOwner(peer, own); err != nil || !ok {
+		t.Fatalf("open: %v, %v", ok, err)
+	}
+	if _, err := c.Write([]byte("what was sent before")); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if uid, ok, err := socketOwner(peer, own); ok || err != nil {
+		t.Errorf("closed: user %d, %v, %v", uid, ok, err)
+	}
+}

@@ -15,7 +15,7 @@ import (
 // socketOwner is the user whose socket the other end of a connection within
 // this machine is: peer is that end's address, own is this one's. The kernel
 // tells it in proc(5)'s net/tcp; ok is false when no such socket is there, as
-// for a peer on another machine.
+// for a peer on another machine, or when its owner has closed it.
 func socketOwner(peer, own netip.AddrPort) (uid uint32, ok bool, err error) {
 	for _, file := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
 		f, err := os.Open(file)
@@ -34,6 +34,10 @@ func socketOwner(peer, own netip.AddrPort) (uid uint32, ok bool, err error) {
 	return 0, false, nil
 }
 
+// tcpEstablished is the state of a connection that neither end has closed
+// (include/net/tcp_states.h of the kernel), as it is printed.
+const tcpEstablished = "01"
+
 // findOwner looks the connection from peer to own up in a table of sockets. Both
 // ends count: one port may have connections of several users.
 func findOwner(r io.Reader, peer, own netip.AddrPort) (uid uint32, ok bool, err error) {
@@ -41,7 +45,7 @@ func findOwner(r io.Reader, peer, own netip.AddrPort) (uid uint32, ok bool, err 
 	s.Scan() // the heading
 	for s.Scan() {
 		f := strings.Fields(s.Text())
-		if len(f) < 8 {
+		if len(f) < 10 {
 			continue
 		}
 		local, err := parseProcAddr(f[1])
@@ -54,6 +58,11 @@ func findOwner(r io.Reader, peer, own netip.AddrPort) (uid uint32, ok bool, err 
 		}
 		if local != unmapped(peer) || remote != unmapped(own) {
 			continue
+		}
+		// What its owner has closed lingers on as root's, and what it sent before
+		// is still to be read.
+		if open := f[3] == tcpEstablished && f[9] != "0"; !open {
+			return 0, false, nil
 		}
 		n, err := strconv.ParseUint(f[7], 10, 32)
 		if err != nil {

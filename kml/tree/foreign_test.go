@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -98,7 +99,9 @@ func TestEditsWhileStoppedAreFoundOnUse(t *testing.T) {
 	moved, movedir, save := before(t, tr)
 	ok(t, tr.Close())
 	edits(t, tr.dir)
-	tr = openTree(t, tr.dir)
+	tr, err := Open(tr.dir, Options{NoWatch: true}) // and so without a scan
+	ok(t, err)
+	t.Cleanup(func() { ok(t, tr.Close()) })
 	var walk func(oid kml.OID)
 	walk = func(oid kml.OID) {
 		h := must[DirHandle](t)(tr.OpenDir(ctx, nil, oid))
@@ -140,6 +143,29 @@ func countDisk(t *testing.T, dir string) int {
 		return err
 	}))
 	return n
+}
+
+// TestEditsWhileStoppedAreUsedDuringTheScan walks the tree while the scan at
+// open goes over it: what moved is seen to have moved all the same.
+func TestEditsWhileStoppedAreUsedDuringTheScan(t *testing.T) {
+	tr := newTree(t)
+	moved, movedir, save := before(t, tr)
+	ok(t, tr.Close())
+	edits(t, tr.dir)
+	tr = openTree(t, tr.dir)
+	for range 20 {
+		h := must[DirHandle](t)(tr.OpenDir(ctx, nil, kml.RootOID))
+		for _, e := range must[[]DirEntry](t)(h.ReadDir(ctx, 0, 1000)) {
+			_, err := tr.Lookup(ctx, nil, kml.RootOID, e.Name)
+			ok(t, err)
+		}
+		ok(t, h.Close())
+		_, err := tr.Lookup(ctx, nil, kml.RootOID, "moved")
+		wantErr(t, err, syscall.ENOENT)
+	}
+	ok(t, tr.Scan(ctx))
+	waitFor(t, tr, "the first scan", func() bool { return tr.scanning.Load() == 0 })
+	checkEdits(t, tr, moved, movedir, save)
 }
 
 // waitFor waits until the log has caught up with what happened on disk.

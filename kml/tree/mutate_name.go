@@ -109,6 +109,7 @@ func (t *Tree) rename(ctx context.Context, c *Cred, r *kml.Record, check func(sr
 	if err := errors.Join(checkName(r.Parent, r.Name), checkName(r.NewParent, r.NewName)); err != nil {
 		return firstErrno(err)
 	}
+	ctx = settling(ctx)
 	for range maxRetry {
 		err := t.renameOnce(ctx, c, r, check)
 		if errors.Is(err, errAgain) {

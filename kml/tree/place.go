@@ -202,10 +202,16 @@ func (t *Tree) child(dirfd int, parent kml.OID, name string) (child, error) {
 // O_PATH descriptor of it; f returning errMismatch for a name makes the tree
 // look at that name on disk, journal what it finds, and try again.
 func (t *Tree) inDir(ctx context.Context, parent kml.OID, name string, write bool, f func(dirfd int) error) error {
+	if write {
+		ctx = settling(ctx)
+	}
 	for range maxRetry {
 		err := t.inDirOnce(parent, write, f)
 		if !errors.Is(err, errMismatch) {
 			return err
+		}
+		if t.leaves(ctx) && !t.onDisk(Name{parent, name}) {
+			return syscall.ENOENT
 		}
 		if err := t.reconcileName(ctx, parent, name); err != nil {
 			return err
@@ -220,6 +226,7 @@ func (t *Tree) inDir(ctx context.Context, parent kml.OID, name string, write boo
 // inDirEmptied is inDir for writing when name may be a folder that goes: no
 // entry of it can change meanwhile.
 func (t *Tree) inDirEmptied(ctx context.Context, parent kml.OID, name string, f func(dirfd int) error) error {
+	ctx = settling(ctx)
 	for range maxRetry {
 		err := func() error {
 			oid, _, _ := t.index.Child(parent, name)

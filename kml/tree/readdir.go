@@ -73,10 +73,18 @@ func (t *Tree) list(ctx context.Context, oid kml.OID, fd int) ([]DirEntry, error
 		if len(odd) == 0 {
 			return list, nil
 		}
+		left := 0
 		for _, name := range odd {
+			if t.leaves(ctx) && !t.onDisk(Name{oid, name}) {
+				left++
+				continue
+			}
 			if err := t.reconcileName(ctx, oid, name); err != nil && !errors.Is(err, syscall.ENOENT) && !errors.Is(err, errDamaged) {
 				return nil, err
 			}
+		}
+		if left == len(odd) {
+			return list, nil
 		}
 	}
 	// Somebody keeps changing the folder: what is known by now will do.

@@ -80,6 +80,9 @@ func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string, w
 		if d, bad := t.damage.has(oid); bad && d.Missing {
 			return 0, false, errDamaged
 		}
+		if t.leaves(ctx) {
+			return 0, false, nil
+		}
 		return 0, false, t.foreignRemove(ctx, ref.fd, Name{parent, name}, oid)
 	}
 	if err != nil {
@@ -468,6 +471,20 @@ func (t *Tree) foreignAttrs(_ context.Context, _ place, o *Object, st *unix.Stat
 	return t.foreign(r, func(b *Batch) error { return noteChange(b, o.OID, st) })
 }
 
+type settlingKey struct{}
+
+// settling marks a look at a name after which it has to be what the disk says.
+// Others leave a name that holds nothing to a scan that is under way, which
+// may find what it held elsewhere.
+func settling(ctx context.Context) context.Context {
+	return context.WithValue(ctx, settlingKey{}, true)
+}
+
+// leaves reports whether a name that is gone is left to a scan.
+func (t *Tree) leaves(ctx context.Context) bool {
+	return t.scanning.Load() > 0 && ctx.Value(settlingKey{}) == nil
+}
+
 // reconcileDir looks at every name of a folder, on disk and in the index; with
 // deep at what is below it too. Names that are gone come last, so that what
 // went elsewhere is seen to have moved.
@@ -476,6 +493,7 @@ func (t *Tree) reconcileDir(ctx context.Context, oid kml.OID, deep bool) error {
 	if err := t.reconcilePresent(ctx, oid, deep, &gone); err != nil {
 		return err
 	}
+	ctx = settling(ctx)
 	for _, n := range gone {
 		if err := t.reconcileName(ctx, n.Parent, n.Name); err != nil && !errors.Is(err, syscall.ESTALE) && !errors.Is(err, errDamaged) {
 			return err
@@ -570,6 +588,8 @@ func (t *Tree) onDisk(n Name) bool {
 
 // Scan compares the whole directory with the index and journals what differs.
 func (t *Tree) Scan(ctx context.Context) error {
+	t.scanning.Add(1)
+	defer t.scanning.Add(-1)
 	if err := t.reconcileDir(ctx, kml.RootOID, true); err != nil {
 		return err
 	}

@@ -98,7 +98,8 @@ type Tree struct {
 	seq   uint64   // own records
 	fresh unsynced // what records since the last commit touched
 
-	failed atomic.Pointer[error]
+	failed   atomic.Pointer[error]
+	scanning atomic.Int32 // scans under way
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc

@@ -394,6 +394,10 @@ func (w *watcher) look() {
 			}
 		}
 		for _, n := range gone {
+			if w.t.leaves(w.t.ctx) { // the scan may find it elsewhere, or has been here before
+				w.note(n, sight{when: time.Now().Add(arriveTime)})
+				continue
+			}
 			w.report(w.t.reconcileName(w.t.ctx, n.Parent, n.Name), n)
 		}
 		if next > 0 {

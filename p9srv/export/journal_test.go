@@ -3,6 +3,7 @@ package export
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/internal/testutil"
+	"github.com/mezzofs/mezzo/kml"
 	"github.com/mezzofs/mezzo/kml/tree"
 	"github.com/mezzofs/mezzo/p9srv"
 )
@@ -360,5 +362,21 @@ func TestReadOnlyTakesNoRecords(t *testing.T) {
 	}
 	if _, _, err := walk(t, root, tree.ExtDirName, "feed").Open(p9.ReadWrite); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestVersionsTellReadersNothing: sizes are told regardless of modes, too.
+func TestVersionsTellReadersNothing(t *testing.T) {
+	m := newMaster(t, JournalOptions{})
+	create(t, as(t, m.e, me(), ""), "f", "abc")
+	a, err := m.t.Lookup(t.Context(), nil, kml.RootOID, "f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("%016x", uint64(a.OID))
+	walk(t, as(t, m.e, me(), ""), tree.ExtDirName, "oid", name)
+	u := as(t, m.e, p9srv.User{UID: 4711, GID: 4712, Proven: true}, "")
+	if _, _, err := u.Walk([]string{tree.ExtDirName, "oid", name}); !is(err, syscall.EACCES) {
+		t.Error(err)
 	}
 }

@@ -17,7 +17,11 @@ import (
 type versionDir struct{ j *Journal }
 
 // Lookup finds a regular file by its oid.
-func (d versionDir) Lookup(ctx context.Context, _ *tree.Cred, name string) (tree.ExtNode, error) {
+func (d versionDir) Lookup(ctx context.Context, c *tree.Cred, name string) (tree.ExtNode, error) {
+	// The size says something already.
+	if _, err := d.j.may(ctx, c, RightFollow, "oid/"+cut(name)); err != nil {
+		return tree.ExtNode{}, err
+	}
 	n, err := strconv.ParseUint(name, 16, 64)
 	if err != nil || fmt.Sprintf("%016x", n) != name {
 		return tree.ExtNode{}, syscall.ENOENT

@@ -268,6 +268,45 @@ func TestDropBefore(t *testing.T) {
 	}
 }
 
+func TestRetain(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	l := testLog(t, Options{SegmentSize: minSegmentSize, Now: func() time.Time { return now }})
+	for i := range 200 {
+		r := create(i)
+		r.Time = 0
+		if err := l.Append(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var upTo Position
+	ready := func(p Position) error { upTo = p; return nil }
+	all := len(l.Segments())
+	retain := func(size int64, age time.Duration, want int) {
+		t.Helper()
+		if n, err := l.Retain(size, age, ready); n != want || err != nil || (want == 0) != (upTo == 0) {
+			t.Fatal(n, upTo, err)
+		}
+		upTo = 0
+	}
+	now = now.Add(31 * 24 * time.Hour)
+	retain(0, 0, 0)
+	retain(1, 0, 0) // nothing is durable
+	if err := l.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	retain(1, 32*24*time.Hour, 0)
+	refusal := errors.New("not yet")
+	if n, err := l.Retain(1, 0, func(Position) error { return refusal }); n != 0 || !errors.Is(err, refusal) || len(l.Segments()) != all {
+		t.Fatal(n, err)
+	}
+	retain(l.Size()-minSegmentSize, 1, 1)
+	retain(1, 0, all-2)
+	if len(l.Segments()) != 1 {
+		t.Fatal(l.Segments())
+	}
+	retain(1, 1, 0)
+}
+
 func TestExpired(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	l := testLog(t, Options{SegmentSize: minSegmentSize, Now: func() time.Time { return now }})

@@ -78,6 +78,34 @@ func (l *Log) Expired(age time.Duration, keep int64) (Position, error) {
 	return due, nil
 }
 
+// What Retain keeps by default.
+const (
+	DefaultRetainSize = 1 << 30             // bytes
+	DefaultRetainAge  = 30 * 24 * time.Hour // since a segment's last record
+)
+
+// Retain drops the oldest segments that are older than age, as long as more than
+// size bytes stay: whichever keeps more. What is not durable stays, and the last
+// segment. Zeros are the defaults. ready is called before anything goes, with
+// the position up to which records go; its error keeps them all. It says how
+// many segments went.
+func (l *Log) Retain(size int64, age time.Duration, ready func(Position) error) (int, error) {
+	if size == 0 {
+		size = DefaultRetainSize
+	}
+	if age == 0 {
+		age = DefaultRetainAge
+	}
+	p, err := l.Expired(age, size)
+	if p = min(p, l.Durable()); err != nil || p <= l.First() {
+		return 0, err
+	}
+	if err := ready(p); err != nil {
+		return 0, err
+	}
+	return l.DropBefore(p)
+}
+
 // lastTime is the time of the last record of s.
 func (l *Log) lastTime(s *segment) (int64, error) {
 	f, err := s.acquire(l.o.fs)

@@ -91,6 +91,11 @@ func (x *Index) Flush() error {
 				return err
 			}
 		}
+		if x.opt.Before != nil {
+			if err := x.opt.Before(old[0].cursor); err != nil {
+				return err
+			}
+		}
 		for i := len(old) - 1; i >= 0; i-- {
 			if err := old[i].write(tx); err != nil {
 				return err

@@ -33,6 +33,9 @@ type IndexOptions struct {
 	// memory; 0 is 8192 and 1 s.
 	FlushSize  int
 	FlushEvery time.Duration
+	// Before is called before the file gets to a position; its error leaves the
+	// file as it is, to be tried again. nil: nothing is.
+	Before func(kml.Position) error
 
 	failFlush func() error // tests: what a flush fails with
 }

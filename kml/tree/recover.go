@@ -19,7 +19,7 @@ import (
 // made again from the log.
 func (t *Tree) openIndex() (*Index, error) {
 	path := t.state.Path("index.db")
-	o := IndexOptions{Logger: t.logger, Track: func(s kml.SiteID) bool { return !t.ownSite(s) }}
+	o := IndexOptions{Logger: t.logger, Track: func(s kml.SiteID) bool { return !t.ownSite(s) }, Before: t.beforeFlush}
 	x, err := OpenIndex(path, o)
 	if err != nil && !errors.Is(err, ErrIndexDamaged) {
 		return nil, err

@@ -37,6 +37,10 @@ type Options struct {
 	// scan for earlier ones; they are then found when they are met.
 	NoWatch  bool
 	maxMarks int // tests: another maxMarks; -1 watches the file system
+	// RetainSize and RetainAge are how much of the log is kept, in bytes and
+	// since its records were made: whichever keeps more. 0 are kml's defaults.
+	RetainSize int64
+	RetainAge  time.Duration
 	// Boot is the machine's present run; zero asks the kernel. What a run that
 	// did not end cleanly left counts as a crash of the machine when its Boot
 	// was another.
@@ -98,6 +102,7 @@ type Tree struct {
 	seq   uint64   // own records
 	fresh unsynced // what records since the last commit touched
 
+	serving  atomic.Bool // recovery is through
 	failed   atomic.Pointer[error]
 	scanning atomic.Int32 // scans under way
 
@@ -164,7 +169,9 @@ func openState(dir string, st *State, o Options) (*Tree, error) {
 		}
 		t.wg.Go(t.firstScan)
 	}
+	t.serving.Store(true)
 	t.wg.Go(t.cutLoop)
+	t.wg.Go(t.retainLoop)
 	if o.Sync != SyncNever {
 		t.wg.Go(t.commitLoop)
 	}

@@ -144,18 +144,20 @@ func (h *feedHandle) wait(ctx context.Context, changed <-chan struct{}) error {
 // greet reads the request, finds its place in the log, and appends the greeting.
 func (h *feedHandle) greet(b []byte) ([]byte, error) {
 	var q feed.Request
-	if line := h.req.take(); line != "" {
+	line, log := h.req.take(), h.j.t.Log()
+	if line != "" {
 		var err error
 		if q, err = feed.ParseRequest(line); err != nil {
 			return h.fail(b, err)
 		}
+	} else {
+		q.From = log.Start() // all that there is
 	}
-	log := h.j.t.Log()
 	r, err := log.ReaderAfter(q.From)
 	if err != nil {
 		return h.fail(b, err)
 	}
-	if q.From != 0 && r.CRC() != q.CRC {
+	if line != "" && q.From != 0 && r.CRC() != q.CRC {
 		r.Close()
 		return h.fail(b, fmt.Errorf("the record at %s ends with CRC %08x, not %08x: %w", q.From, r.CRC(), q.CRC, kml.ErrHistoryCut))
 	}

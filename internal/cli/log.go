@@ -117,14 +117,11 @@ func folderLog(dir string, out *recordPrinter) error {
 // followFeed prints what the feed of x holds; without follow up to where it
 // reached when it was asked.
 func followFeed(ctx context.Context, x extension, follow bool, out *recordPrinter) error {
-	f, err := x.open(ctx, "feed", true)
+	f, err := x.open(ctx, "feed", true) // without a request it is all there is
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if _, err := io.WriteString(f, feed.Request{}.String()); err != nil {
-		return err
-	}
 	var d feed.Decoder
 	var until kml.Position
 	buf := make([]byte, 256<<10)

@@ -27,6 +27,7 @@ type listenFlags struct {
 	listen   []string
 	insecure bool
 	sync     syncFlag
+	retain   retainFlags
 }
 
 func (l *listenFlags) addresses() ([]address, error) {
@@ -127,7 +128,9 @@ type master struct {
 
 // openMaster opens the fileset in dir and its listeners: the socket, and addrs.
 func (a *app) openMaster(ctx context.Context, dir string, addrs []address, flags *listenFlags) (m *master, err error) {
-	t, err := tree.Open(dir, tree.Options{Logger: a.log, Sync: flags.sync.mode, SyncEvery: flags.sync.every})
+	o := tree.Options{Logger: a.log, Sync: flags.sync.mode, SyncEvery: flags.sync.every}
+	o.RetainSize, o.RetainAge = flags.retain.policy()
+	t, err := tree.Open(dir, o)
 	if err != nil {
 		return nil, treeProblem(dir, err)
 	}

@@ -23,6 +23,9 @@ func (a *app) serveCommand() *cobra.Command {
 func (l *listenFlags) add(c *cobra.Command) {
 	c.Flags().StringArrayVar(&l.listen, "listen", nil, "listen at `ADDR` too; may be given several times")
 	c.Flags().Var(&l.sync, "sync", "make changes durable `WHEN`: always (before they are answered), every so often (such as 1s), or never")
+	l.retain = defaultRetain()
+	c.Flags().Var(&l.retain.size, "retain-size", "keep the last `SIZE` of the log at least, such as 512M")
+	c.Flags().Var(&l.retain.age, "retain-age", "keep the log of the last `AGE` at least, such as 12h or 30d")
 	c.Flags().BoolVar(&l.insecure, "insecure", false, "allow TCP addresses beyond loopback, where users are not proven")
 }
 

@@ -2,11 +2,11 @@
 // tests can mount with the kernel's 9P client (v9fs) on hosts whose kernel
 // lacks it.
 //
-// The kernel is Debian's user-mode Linux (package user-mode-linux): an ordinary
-// program that boots in about a second and needs no privileges. [Run] builds a
-// root folder from busybox, the 9P modules and the files and programs of the
-// test, boots, runs the script as root, and gives back what it wrote and its
-// exit code:
+// Unless told otherwise, the kernel is Debian's user-mode Linux (package
+// user-mode-linux): an ordinary program that boots in about a second and needs
+// no privileges. [Run] builds a root folder from busybox, the 9P modules and the
+// files and programs of the test, boots, runs the script as root, and gives back
+// what it wrote and its exit code:
 //
 //	r, err := guest.Run(ctx, guest.Config{
 //		Script:   "mount -t 9p -o trans=tcp,port=5640,version=9p2000.L $HOST /mnt && ls /mnt",
@@ -20,6 +20,21 @@
 // on the host can collide with it and nothing is left behind; this needs root
 // and /dev/net/tun. Otherwise the server runs in the guest itself, as one of
 // Config.Binaries, and is reached over 127.0.0.1; this needs nothing.
+//
+// With Config.Emulate the kernel is Debian's own (package linux-image-amd64, which
+// testscripts/deps.sh unpacks into the user's cache folder and never installs),
+// on a machine that QEMU emulates. It boots in some six seconds and adds
+// virtio-serial ports to sockets on the host (Config.Ports); Config.Forward leads
+// through QEMU's user network. The root folder is an initramfs ([Run] packs the
+// same folder as for user-mode Linux), and what the script says comes back by
+// three more ports.
+//
+// # The work
+//
+// testdata/work is a program that does to a mounted folder what programs do to
+// file systems, a line of output for each kind of work. The tests run it with
+// every cache and access mode of the kernel's client; what that client cannot do
+// itself in a mode is in mode.limits, with the reason.
 //
 // # What runs where
 //

@@ -95,12 +95,13 @@ func (b *Batch) Put(o *Object) error {
 
 // dropIno forgets an object's inode number, unless another has it by now.
 func (b *Batch) dropIno(o *Object) {
-	_ = b.read(func(s source) error {
-		if oid, ok := s.byIno(o.Ino); ok && oid == o.OID {
-			b.own.inos[o.Ino] = 0
-		}
-		return nil
-	})
+	oid, ok := b.own.inos[o.Ino]
+	if !ok {
+		oid, ok = b.x.ByIno(o.Ino)
+	}
+	if ok && oid == o.OID {
+		b.own.inos[o.Ino] = 0
+	}
 }
 
 // Delete removes an object. Its names are the caller's business.
@@ -114,12 +115,10 @@ func (b *Batch) Delete(oid kml.OID) {
 
 // Child is Index.Child.
 func (b *Batch) Child(n Name) (oid kml.OID, known kml.Position, ok bool) {
-	_ = b.read(func(s source) error {
-		v, found := s.child(n)
-		oid, known, ok = v.oid, v.known, found && v.oid != 0
-		return nil
-	})
-	return oid, known, ok
+	if v, ok := b.own.names[n.Parent][n.Name]; ok {
+		return v.oid, v.known, v.oid != 0
+	}
+	return b.x.Child(n.Parent, n.Name)
 }
 
 // Children is Index.Children.

@@ -252,9 +252,8 @@ func (x *Index) Child(parent kml.OID, name string) (oid kml.OID, known kml.Posit
 			v, found = source{tx: tx}.child(n)
 			return nil
 		})
-		if found {
-			x.clean.keepName(n, v)
-		}
+		// What is not there is kept, too: every create asks first.
+		x.clean.keepName(n, v)
 	}
 	return v.oid, v.known, found && v.oid != 0
 }
@@ -356,18 +355,30 @@ func (s source) namesOf(oid kml.OID) []Name {
 // ByIno is the object that has, or last had, an inode number. The caller
 // compares handles.
 func (x *Index) ByIno(ino uint64) (oid kml.OID, ok bool) {
-	_ = x.read(func(s source) error {
-		oid, ok = s.byIno(ino)
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if oid, ok := inoTop(x.layers, ino); ok {
+		return oid, oid != 0
+	}
+	_ = x.db.View(func(tx *bolt.Tx) error {
+		oid, ok = source{tx: tx}.byIno(ino)
 		return nil
 	})
 	return oid, ok
 }
 
-func (s source) byIno(ino uint64) (kml.OID, bool) {
-	for _, l := range s.layers {
+func inoTop(layers []*overlay, ino uint64) (kml.OID, bool) {
+	for _, l := range layers {
 		if oid, ok := l.inos[ino]; ok {
-			return oid, oid != 0
+			return oid, true
 		}
+	}
+	return 0, false
+}
+
+func (s source) byIno(ino uint64) (kml.OID, bool) {
+	if oid, ok := inoTop(s.layers, ino); ok {
+		return oid, oid != 0
 	}
 	b := s.tx.Bucket(buckets.ino).Get(key64(ino))
 	if len(b) != 8 {

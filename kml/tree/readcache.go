@@ -13,7 +13,7 @@ import (
 type readCache struct {
 	mu    sync.Mutex
 	objs  map[kml.OID]*Object
-	names map[Name]nameVal
+	names map[Name]nameVal // oid 0: nothing there
 }
 
 // maxClean is how many objects, and how many names, are kept: some 16 MB.
@@ -68,13 +68,10 @@ func (c *readCache) replace(layers []*overlay) {
 		}
 		for p, m := range layers[i].names {
 			for n, v := range m {
-				if v.oid != 0 {
-					c.keepName(Name{p, n}, v)
-					continue
+				if v.oid == 0 {
+					v = nameVal{} // the file does not know since when
 				}
-				c.mu.Lock()
-				delete(c.names, Name{p, n})
-				c.mu.Unlock()
+				c.keepName(Name{p, n}, v)
 			}
 		}
 	}

@@ -85,7 +85,7 @@ func (x *Index) Flush() error {
 	if len(old) == 0 {
 		return nil
 	}
-	err := x.db.Update(func(tx *bolt.Tx) error {
+	err := x.update(func(tx *bolt.Tx) error {
 		if x.opt.failFlush != nil {
 			if err := x.opt.failFlush(); err != nil {
 				return err
@@ -126,7 +126,7 @@ func (x *Index) fileCursor() kml.Position {
 		return x.layers[1].cursor
 	}
 	var c kml.Position
-	_ = x.db.View(func(tx *bolt.Tx) error {
+	_ = x.view(func(tx *bolt.Tx) error {
 		if b := tx.Bucket(buckets.meta).Get([]byte("cursor")); len(b) == 8 {
 			c = kml.Position(binary.BigEndian.Uint64(b))
 		}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -47,6 +48,8 @@ type IndexOptions struct {
 // goroutines; one Update runs at a time.
 type Index struct {
 	db     *bolt.DB
+	path   string
+	bad    atomic.Bool // damage was found inside the file
 	opt    IndexOptions
 	logger *slog.Logger
 
@@ -95,14 +98,14 @@ func OpenIndex(path string, o IndexOptions) (*Index, error) {
 	if o.FlushEvery <= 0 {
 		o.FlushEvery = time.Second
 	}
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType, InitialMmapSize: mmapAhead})
+	db, err := openBolt(path, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType, InitialMmapSize: mmapAhead})
 	if err != nil {
 		if _, ok := errors.AsType[*os.PathError](err); ok || errors.Is(err, bolterrors.ErrTimeout) {
 			return nil, err
 		}
 		return nil, fmt.Errorf("%s: %w: %w", path, ErrIndexDamaged, err)
 	}
-	x := &Index{db: db, opt: o, logger: o.Logger, kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
+	x := &Index{db: db, path: path, opt: o, logger: o.Logger, kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
 	x.room.L = &x.mu
 	cursor, crc, err := x.prepare()
 	if err != nil {
@@ -116,7 +119,7 @@ func OpenIndex(path string, o IndexOptions) (*Index, error) {
 
 // prepare makes the buckets of a new file and reads the cursor of an old one.
 func (x *Index) prepare() (cursor kml.Position, crc uint32, err error) {
-	err = x.db.Update(func(tx *bolt.Tx) error {
+	err = x.update(func(tx *bolt.Tx) error {
 		meta := tx.Bucket(buckets.meta)
 		if meta == nil {
 			for _, b := range [][]byte{buckets.obj, buckets.name, buckets.link, buckets.ino, buckets.origin, buckets.site, buckets.meta} {
@@ -164,7 +167,7 @@ type source struct {
 func (x *Index) read(f func(s source) error) error {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.db.View(func(tx *bolt.Tx) error { return f(source{x.layers, tx}) })
+	return x.view(func(tx *bolt.Tx) error { return f(source{x.layers, tx}) })
 }
 
 func getTop(layers []*overlay, oid kml.OID) (*Object, bool) {
@@ -227,7 +230,7 @@ func (x *Index) Get(oid kml.OID) (o *Object, err error) {
 		}
 		return o, nil
 	}
-	err = x.db.View(func(tx *bolt.Tx) error {
+	err = x.view(func(tx *bolt.Tx) error {
 		o, err = source{tx: tx}.get(oid)
 		return err
 	})
@@ -248,7 +251,7 @@ func (x *Index) Child(parent kml.OID, name string) (oid kml.OID, known kml.Posit
 		v, found = x.clean.name(n)
 	}
 	if !found {
-		_ = x.db.View(func(tx *bolt.Tx) error {
+		_ = x.view(func(tx *bolt.Tx) error {
 			v, found = source{tx: tx}.child(n)
 			return nil
 		})

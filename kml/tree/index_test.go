@@ -370,3 +370,49 @@ func TestIndexBoundedWhileFlushesFail(t *testing.T) {
 	_, err = x.Get(kml.MakeOID(1, 2))
 	ok(t, err)
 }
+
+// TestIndexDamagedInside overwrites pages of an index: nothing panics, and the
+// fileset is whole again, at once or after the next start.
+func TestIndexDamagedInside(t *testing.T) {
+	rounds := 6
+	if testutil.Long() {
+		rounds = 200
+	}
+	rnd := testutil.Rand(t)
+	dir := t.TempDir()
+	for i := range 300 {
+		ok(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("a-file-with-a-name-%d", i)), nil, 0o644))
+	}
+	ok(t, Init(dir, Options{NoWatch: true}))
+	path := filepath.Join(dir, ExtDirName, "index.db")
+	rebuilt := 0
+	for range rounds {
+		b := must[[]byte](t)(os.ReadFile(path))
+		page := 2 + rnd.IntN(44) // those in use lie at the beginning
+		for i := range 4096 {
+			b[page*4096+i] = byte(rnd.Uint32())
+		}
+		ok(t, os.WriteFile(path, b, 0o600))
+		tr, err := Open(dir, Options{NoWatch: true})
+		ok(t, err)
+		if err := tr.Scan(ctx); err != nil || tr.index.bad.Load() {
+			_ = tr.Close() // it stopped: its index could not be read
+			tr, err = Open(dir, Options{NoWatch: true})
+			ok(t, err)
+		}
+		if _, err := os.Stat(path + damagedSuffix); err == nil {
+			rebuilt++
+			ok(t, os.Remove(path+damagedSuffix))
+		}
+		ok(t, tr.Close())
+	}
+	t.Logf("%d rounds, %d times made again", rounds, rebuilt)
+	if rebuilt == 0 {
+		t.Error("no damage was ever noticed")
+	}
+	ok(t, os.Remove(path))
+	tr, err := Open(dir, Options{NoWatch: true})
+	ok(t, err)
+	defer func() { ok(t, tr.Close()) }()
+	checkAgrees(t, tr)
+}

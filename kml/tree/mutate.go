@@ -109,6 +109,10 @@ func (t *Tree) journal(m mutation) error {
 	t.jmu.Lock()
 	defer t.jmu.Unlock()
 	r := m.rec
+	if t.index.bad.Load() {
+		// What it did not find may be there: nothing that follows from it is true.
+		return t.breakDown(ErrIndexDamaged)
+	}
 	if needsObject(r.Op) {
 		if _, err := t.index.Get(r.OID); errors.Is(err, ErrNotFound) {
 			return nil // unlinked meanwhile: nobody can see the change

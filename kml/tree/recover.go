@@ -46,7 +46,7 @@ func (t *Tree) openIndex() (*Index, error) {
 			return nil, err
 		}
 	}
-	if err := os.Remove(path); err != nil {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
 	return OpenIndex(path, o)

@@ -144,11 +144,17 @@ func Open(dir string, o Options) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	st, err := OpenState(dir)
-	if err != nil {
-		return nil, err
+	for again := false; ; again = true {
+		st, err := OpenState(dir)
+		if err != nil {
+			return nil, err
+		}
+		t, err := openState(dir, st, o)
+		if again || !errors.Is(err, ErrIndexDamaged) {
+			return t, err
+		}
+		// The damaged index was put aside; now it is made anew.
 	}
-	return openState(dir, st, o)
 }
 
 func openState(dir string, st *State, o Options) (*Tree, error) {

@@ -33,7 +33,12 @@ type testMaster struct {
 func newMaster(t *testing.T) *testMaster {
 	t.Helper()
 	testutil.CheckLeaks(t)
-	m := &testMaster{t: t, dir: t.TempDir(), sock: filepath.Join(t.TempDir(), "s")}
+	return newMasterIn(t, t.TempDir())
+}
+
+func newMasterIn(t *testing.T, dir string) *testMaster {
+	t.Helper()
+	m := &testMaster{t: t, dir: dir, sock: filepath.Join(t.TempDir(), "s")}
 	if err := tree.Init(m.dir, tree.Options{}); err != nil {
 		t.Fatal(err)
 	}

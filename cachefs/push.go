@@ -1,7 +1,6 @@
 package cachefs
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,8 +10,6 @@ import (
 	"time"
 
 	"github.com/zeebo/blake3"
-	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
@@ -54,6 +51,7 @@ type entry struct {
 	waited   bool // somebody waits for the outcome
 	keep     bool // to be sent though nobody waits
 	on       *upstream
+	later    later // the master had no room for it
 	decided  bool
 	returned bool // it has come back in the feed
 	out      feed.Outcome
@@ -261,8 +259,13 @@ func (p *pusher) next(up *upstream) (batch, dropped []*entry) {
 	for p.first < len(p.sent) && p.sent[p.first].decided {
 		p.first++
 	}
+	held, now := map[kml.OID]bool{}, time.Now()
 	for _, e := range p.sent[p.first:] {
 		if e.decided || e.on == up {
+			continue
+		}
+		if e.keep && (held[e.rec.OID] || now.Before(e.later.at)) {
+			held[e.rec.OID] = true // later stores of it are made against this one
 			continue
 		}
 		if !e.waited && !e.keep {
@@ -367,14 +370,13 @@ func (c *Client) send(up *upstream, batch []*entry) (again bool, err error) {
 		e.on = up
 	}
 	p.mu.Unlock()
+	batch, err = c.uploads(up, batch)
+	if err != nil || len(batch) == 0 {
+		return false, err
+	}
 	raws := make([][]byte, len(batch))
 	for i, e := range batch {
 		raws[i] = e.raw
-		if e.rec.Op == kml.OpStore && e.rec.Attr.Size > 0 {
-			if err := c.upload(up, e); err != nil {
-				return false, fmt.Errorf("upload of record %d: %w", e.seq, err)
-			}
-		}
 	}
 	b, err := feed.AppendBatch(nil, id, raws...)
 	if err != nil {
@@ -415,6 +417,11 @@ func (c *Client) decided(e *entry, o feed.Outcome) (again bool, err error) {
 		p.mu.Unlock()
 		return true, nil
 	}
+	if errno := syscall.Errno(o.Errno); e.store != nil && o.Status == feed.Refused && noRoom(errno) {
+		p.mu.Unlock()
+		c.noRoom(e, errno)
+		return false, nil
+	}
 	was, waited := e.decided, e.waited
 	p.decideLocked(e, o)
 	p.mu.Unlock()
@@ -429,53 +436,4 @@ func (c *Client) decided(e *entry, o feed.Outcome) (again bool, err error) {
 	}
 	c.forget(e)
 	return false, nil
-}
-
-// uploadPiece is the size of a write of an upload, uploadDepth how many are on
-// their way at a time.
-const (
-	uploadPiece = 256 << 10
-	uploadDepth = 4
-)
-
-// upload puts a store's bytes into the master's stage. What an earlier link
-// left there is replaced.
-func (c *Client) upload(up *upstream, e *entry) (err error) {
-	src, err := os.Open(c.out.data(e.seq))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // came back before, and was asked for again: the master knows it
-	}
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	name := fmt.Sprintf("%d-%d", e.rec.Origin.Site, e.seq)
-	f, err := up.calls.Create(up.ctx, unix.O_WRONLY|unix.O_TRUNC, "stage", name)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	g, ctx := errgroup.WithContext(up.ctx)
-	g.SetLimit(uploadDepth)
-	size := int64(e.rec.Attr.Size)
-	for off := int64(0); off < size && ctx.Err() == nil; off += uploadPiece {
-		g.Go(func() error {
-			b := make([]byte, min(uploadPiece, size-off))
-			if _, err := io.ReadFull(io.NewSectionReader(src, off, int64(len(b))), b); err != nil {
-				return err
-			}
-			for n := 0; n < len(b); {
-				m, err := f.WriteAt(ctx, b[n:], off+int64(n))
-				if err != nil {
-					return err
-				}
-				if m == 0 {
-					return io.ErrShortWrite
-				}
-				n += m
-			}
-			return nil
-		})
-	}
-	return g.Wait()
 }

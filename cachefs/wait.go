@@ -105,8 +105,9 @@ func (c *Client) Settle(ctx context.Context, s *tree.Store) error {
 		moved := p.moved
 		over := e == nil || e.decided && applied(e.out)
 		var seq uint64
+		var full later
 		if e != nil && !queued {
-			seq = e.seq
+			seq, full = e.seq, e.later
 		}
 		p.mu.Unlock()
 		if over {
@@ -117,6 +118,9 @@ func (c *Client) Settle(ctx context.Context, s *tree.Store) error {
 			if err := c.out.sync(seq); err != nil {
 				return err
 			}
+		}
+		if full.wait > 0 {
+			return full.errno // kept here until the master has room
 		}
 		_, up, changed := c.watchState()
 		if synced && up == nil {

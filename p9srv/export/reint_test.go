@@ -388,3 +388,13 @@ func TestLargestBatch(t *testing.T) {
 		t.Fatalf("%+v", last)
 	}
 }
+
+// TestOneUploadOfAnySize: the quota is for all together.
+func TestOneUploadOfAnySize(t *testing.T) {
+	m := newMaster(t, JournalOptions{StageQuota: 10})
+	s := enter(t, m.serve(t), feed.Hello{})
+	s.upload(1, "0123456789 and more")
+	if n := m.j.stage.used(); n != 19 {
+		t.Error(n)
+	}
+}

@@ -54,6 +54,9 @@ type staged struct {
 	open int // handles that may write
 }
 
+// maxSize is the largest size of a file on any file system of Linux, in bytes.
+const maxSize = 1<<63 - 1
+
 // maxUploads bounds the number of files.
 const maxUploads = 1 << 16
 
@@ -201,12 +204,12 @@ func (s *stage) of(site func(kml.SiteID) bool) []upload {
 }
 
 // grow reserves room up to size; EDQUOT when all uploads together would have too
-// much.
+// much. One alone may have any size: it could never be sent otherwise.
 func (s *stage) grow(f *staged, size int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if more := size - f.size; more > 0 {
-		if s.bytes+more > s.quota {
+		if s.bytes+more > s.quota && s.bytes > f.size {
 			return syscall.EDQUOT
 		}
 		s.bytes += more
@@ -235,7 +238,7 @@ func (h *stageHandle) ReadAt(_ context.Context, p []byte, off int64) (int, error
 
 // WriteAt writes a piece.
 func (h *stageHandle) WriteAt(_ context.Context, p []byte, off int64) (int, error) {
-	if off < 0 || off > h.s.quota {
+	if off < 0 || off > maxSize-int64(len(p)) {
 		return 0, syscall.EFBIG
 	}
 	if err := h.s.grow(h.st, off+int64(len(p))); err != nil {

@@ -277,7 +277,7 @@ func TestReadersOfACutLog(t *testing.T) {
 // looks whether exactly what was appended, and all that was durable, is there.
 func TestFaults(t *testing.T) {
 	rnd := testutil.Rand(t)
-	rounds := 25
+	rounds := 25 / raceFactor
 	if testutil.Long() {
 		rounds = 2000
 	}

@@ -66,7 +66,7 @@ for m in mmap,client none,user; do
 	echo "code $?"
 	umount /mnt/a && umount /mnt/b || exit 1
 	until [ -z "$(pidof mezzo)" ]; do usleep 10000; done
-	SKIP= POSIXACL= ONLY=copy,truncate,append,exec,statfs,unlinkopen,links,fifo,xattrs,attrs,flock,fcntl,append2,owner
+	SKIP= POSIXACL= ONLY=copy,truncate,opentrunc,blocks,append,sync,mapread,statfs,rename,unlinkopen,links,xattrs,fcntl,append2
 done
 mezzo mount-port first /mnt/a && echo kept >/mnt/a/kept || exit 1
 kill -9 $(pidof mezzo)

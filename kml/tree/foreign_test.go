@@ -311,3 +311,31 @@ func TestSeenWritingIsAStore(t *testing.T) {
 		t.Errorf("log is %s, want %s store", got, was)
 	}
 }
+
+// TestMountsAreLeftOutAndCounted: what is mounted inside a fileset is not its
+// own; status says so while it is there.
+func TestMountsAreLeftOutAndCounted(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir := t.TempDir()
+	mnt := filepath.Join(dir, "m")
+	ok(t, os.Mkdir(mnt, 0o755))
+	ok(t, unix.Mount("tmpfs", mnt, "tmpfs", 0, ""))
+	defer unix.Unmount(mnt, unix.MNT_DETACH)
+	ok(t, os.WriteFile(filepath.Join(mnt, "f"), nil, 0o644))
+	ok(t, Init(dir, Options{NoWatch: true}))
+	tr, err := Open(dir, Options{NoWatch: true})
+	ok(t, err)
+	defer func() { ok(t, tr.Close()) }()
+	ok(t, tr.Scan(ctx))
+	if s := tr.Status(); s.Mounts != 1 {
+		t.Errorf("%d mounts", s.Mounts)
+	}
+	ok(t, unix.Unmount(mnt, 0))
+	if s := tr.Status(); s.Mounts != 0 {
+		t.Errorf("%d mounts when there is none", s.Mounts)
+	}
+	ok(t, tr.Scan(ctx))
+	checkAgrees(t, tr)
+}

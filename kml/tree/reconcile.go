@@ -90,6 +90,7 @@ func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string, w
 	}
 	defer unix.Close(p.fd)
 	if st.Dev_major != t.dev[0] || st.Dev_minor != t.dev[1] {
+		t.mounts.Store(Name{parent, name}, struct{}{})
 		return 0, false, nil // another file system is mounted here
 	}
 	obj := t.objectFor(&st, handle)

@@ -80,6 +80,7 @@ type Tree struct {
 	root   bool      // the process may give files away
 
 	state   *State
+	mounts  sync.Map  // Name of what is left out: another file system is mounted there
 	past    *evidence // while history that was cut is being settled
 	damage  *damage
 	suspect atomic.Pointer[Suspect] // nil: no crash left anything to look at
@@ -348,6 +349,7 @@ type Status struct {
 	LogBytes   int64        `json:"log_bytes"`
 	OpenDirty  int          `json:"open_dirty"`
 	Damaged    int          `json:"damaged"` // files; see Tree.Damaged
+	Mounts     int          `json:"mounts"`  // names left out, since another file system is mounted there
 	Failed     string       `json:"failed,omitempty"`
 	IndexState kml.Position `json:"index"`
 }
@@ -362,8 +364,30 @@ func (t *Tree) Status() Status {
 	for _, o := range dirty {
 		t.objects.release(o)
 	}
+	s.Mounts = t.countMounts()
 	if err := t.broken(); err != nil {
 		s.Failed = err.Error()
 	}
 	return s
+}
+
+// countMounts looks again at the names that were left out.
+func (t *Tree) countMounts() (n int) {
+	t.mounts.Range(func(k, _ any) bool {
+		ref, err := t.dirs.get(k.(Name).Parent)
+		if err != nil {
+			t.mounts.Delete(k)
+			return true
+		}
+		defer ref.release()
+		var st unix.Statx_t
+		err = unix.Statx(ref.fd, k.(Name).Name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st)
+		if err != nil || st.Dev_major == t.dev[0] && st.Dev_minor == t.dev[1] {
+			t.mounts.Delete(k)
+			return true
+		}
+		n++
+		return true
+	})
+	return n
 }

@@ -558,8 +558,8 @@ func TestCachePresence(t *testing.T) {
 				}
 			},
 			"store": func(*rapid.T) { fresh() },
-			"down":  func(*rapid.T) { f.down = true },
-			"up":    func(*rapid.T) { f.down = false },
+			"down":  func(*rapid.T) { f.setDown(true) }, // a fetch ahead may be on its way
+			"up":    func(*rapid.T) { f.setDown(false) },
 			"reopen": func(rt *rapid.T) {
 				if rapid.IntRange(0, 7).Draw(rt, "rare") != 0 {
 					return // it syncs the disk

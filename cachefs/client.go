@@ -3,10 +3,8 @@ package cachefs
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -45,6 +43,9 @@ type Options struct {
 	// WholeMax, StoreIdle and StoreBusy are the cache's, see tree.CacheOptions.
 	WholeMax             uint64
 	StoreIdle, StoreBusy time.Duration
+	// Sync makes close wait, as fsync does, until the master has the store;
+	// without a link, until it is durable here.
+	Sync bool
 
 	dial dialer // nil: p9srv/client
 }
@@ -131,13 +132,16 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	var err error
 	c.cache, err = tree.OpenCache(o.Dir, tree.CacheOptions{Upstream: c, Now: o.Now, Logger: o.Logger, WholeMax: o.WholeMax,
-		StoreIdle: o.StoreIdle, StoreBusy: o.StoreBusy})
+		StoreIdle: o.StoreIdle, StoreBusy: o.StoreBusy, SyncClose: o.Sync})
 	if err != nil {
 		return nil, err
 	}
 	c.push.init()
 	if c.out, err = openOutbox(c.cache.State().Path("outbox")); err != nil {
 		return nil, errors.Join(err, c.cache.Close())
+	}
+	if c.notes, err = loadNotes(c.notesPath()); err != nil {
+		return nil, errors.Join(err, c.out.close(), c.cache.Close())
 	}
 	c.restore()
 	used := c.cache.State().Fileset().Upstream != ""
@@ -183,26 +187,3 @@ func (c *Client) Close(ctx context.Context) error {
 
 // Cache is the tree below, for tests and tools.
 func (c *Client) Cache() *tree.Cache { return c.cache }
-
-// Note is something a person should know: a change that the master refused.
-type Note struct {
-	Time time.Time
-	Text string
-}
-
-func (n Note) String() string {
-	return n.Time.UTC().Format(time.RFC3339) + " " + strings.ReplaceAll(n.Text, "\n", " ")
-}
-
-const maxNotes = 100
-
-func (c *Client) note(format string, args ...any) {
-	n := Note{c.o.Now(), fmt.Sprintf(format, args...)}
-	c.log.Warn("a change made here was refused", "err", n.Text)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.notes) == maxNotes {
-		c.notes = c.notes[1:]
-	}
-	c.notes = append(c.notes, n)
-}

@@ -1,6 +1,8 @@
 package cachefs
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +12,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/kml"
@@ -23,6 +26,8 @@ import (
 func (c *Client) refused(e *entry, o feed.Outcome) error {
 	what := c.describe(e)
 	switch {
+	case e.store != nil && o.Status == feed.Conflict && c.sameBytes(e.rec):
+		c.log.Info("the same was written on both sides", "oid", e.rec.OID)
 	case e.store != nil && o.Status == feed.Conflict:
 		name, err := c.conflictCopy(e)
 		if err == nil {
@@ -46,6 +51,39 @@ func (c *Client) refused(e *entry, o feed.Outcome) error {
 	c.forget(e)
 	return nil
 }
+
+// sameBytes is true when the master's file holds what r stores. When in doubt it
+// is not.
+func (c *Client) sameBytes(r *kml.Record) bool {
+	src, err := c.OpenVersion(c.ctx, r.OID)
+	if err != nil {
+		return false
+	}
+	defer src.Close()
+	if src.Size() != r.Attr.Size {
+		return false
+	}
+	if r.Attr.Size == 0 {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, compareTime)
+	defer cancel()
+	h := blake3.New()
+	b := make([]byte, min(1<<20, r.Attr.Size))
+	for off := uint64(0); off < r.Attr.Size; {
+		n, err := src.ReadAt(ctx, b[:min(uint64(len(b)), r.Attr.Size-off)], int64(off))
+		if err != nil || n == 0 {
+			return false
+		}
+		_, _ = h.Write(b[:n]) // a hash takes everything
+		off += uint64(n)
+	}
+	return bytes.Equal(h.Sum(nil), r.Digest)
+}
+
+// compareTime is how long the comparison of contents may take, while nothing
+// else is sent.
+const compareTime = 10 * time.Second
 
 // describe names an entry for a person.
 func (c *Client) describe(e *entry) string {

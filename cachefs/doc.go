@@ -21,7 +21,8 @@
 // it is visible here. Contents go to the cache at once; at the last close (a
 // flush), at fsync, after a second without a write, or every 30 s of steady
 // writing they become a store, which is sent in order with everything else.
-// close does not wait for the master; fsync does while there is a link.
+// close does not wait for the master, unless Options.Sync is set; fsync does
+// while there is a link.
 //
 // A record gets its number when it is frozen and is in the outbox before its
 // first byte is sent. It is sent again, byte for byte, until the master has

@@ -1,6 +1,7 @@
 package cachefs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -331,6 +332,84 @@ func TestConflictCopy(t *testing.T) {
 	equal(t, m.tree, a, b)
 	if s := a.Status(); len(s.Notes) != 1 || s.Unsent != 0 {
 		t.Errorf("%+v", s)
+	}
+	dir, notes := a.o.Dir, a.conflictsText()
+	must(t, a.Close(ctx))
+	must(t, appendLine(filepath.Join(dir, tree.ExtDirName, "notes"), "not a note"))
+	again := openClient(t, dir, m.sock)
+	if got := again.conflictsText(); !bytes.Equal(got, notes) {
+		t.Errorf("after a restart: %q, before: %q", got, notes)
+	}
+}
+
+// TestSameBytes writes the same to a file on both sides of a cut link: there is
+// nothing to keep apart.
+func TestSameBytes(t *testing.T) {
+	m := newMaster(t)
+	p := newProxy(t, m.sock)
+	a, b := m.client(p.addr), m.client(m.sock)
+	ctx := ctxOf(t)
+	for _, s := range []string{"equal", ""} {
+		must(t, writeFile(ctx, a, "f", "base"))
+		must(t, a.Sync(ctx))
+		must(t, b.Sync(ctx))
+		fa, err := a.Lookup(ctx, nil, kml.RootOID, "f")
+		must(t, err)
+		h, err := a.Open(ctx, nil, fa.OID, os.O_RDWR)
+		must(t, err)
+		p.cut(true)
+		must(t, a.WaitState(ctx, func(s State) bool { return s == Disconnected }))
+		_, err = a.Setattr(ctx, nil, fa.OID, h, tree.SetAttr{Mask: tree.SetSize})
+		must(t, err)
+		_, err = h.WriteAt(ctx, []byte(s), 0)
+		must(t, err)
+		must(t, h.Close())
+		must(t, writeFile(ctx, b, "f", s))
+		must(t, b.Sync(ctx))
+		p.open()
+		must(t, a.WaitState(ctx, func(s State) bool { return s == Connected }))
+		must(t, a.Sync(ctx))
+		equal(t, m.tree, a, b)
+		ns, err := names(ctx, a, kml.RootOID)
+		must(t, err)
+		got, err := readFile(ctx, a, "f")
+		must(t, err)
+		if len(ns) != 1 || got != s || len(a.Status().Notes) != 0 {
+			t.Errorf("%q %q %v", ns, got, a.Status().Notes)
+		}
+	}
+}
+
+// TestSyncClose: with Sync the master has a store when close returns, and
+// without a link close does not hang.
+func TestSyncClose(t *testing.T) {
+	m := newMaster(t)
+	p := newProxy(t, m.sock)
+	ctx := ctxOf(t)
+	c, err := Open(ctx, Options{Dir: t.TempDir(), Addr: p.addr, Host: "h", Sync: true})
+	must(t, err)
+	defer func() { must(t, c.Close(ctx)) }()
+	for i := range 20 {
+		want := fmt.Sprint(i)
+		must(t, writeFile(ctx, c, "f", want))
+		if got, err := readFile(ctx, m.tree, "f"); got != want || err != nil {
+			t.Fatalf("the master has %q after close, want %q, %v", got, want, err)
+		}
+	}
+	a, err := c.Lookup(ctx, nil, kml.RootOID, "f")
+	must(t, err)
+	h, err := c.Open(ctx, nil, a.OID, os.O_RDWR)
+	must(t, err)
+	p.cut(true)
+	must(t, c.WaitState(ctx, func(s State) bool { return s == Disconnected }))
+	_, err = h.WriteAt(ctx, []byte("cut off"), 0)
+	must(t, err)
+	must(t, h.Close())
+	p.open()
+	must(t, c.WaitState(ctx, func(s State) bool { return s == Connected }))
+	must(t, c.Sync(ctx))
+	if got, err := readFile(ctx, m.tree, "f"); got != "cut off" || err != nil {
+		t.Fatal(got, err)
 	}
 }
 

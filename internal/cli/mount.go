@@ -42,6 +42,7 @@ func (a *app) mountCommand() *cobra.Command {
 type mountOptions struct {
 	readOnly   bool
 	allowOther bool
+	sync       bool
 	cache      string
 }
 
@@ -54,6 +55,10 @@ func parseMountOptions(lists []string) (mountOptions, error) {
 		switch name {
 		case "", "rw", "defaults", "auto", "noauto", "user", "nouser", "users", "nofail", "_netdev",
 			"nosuid", "nodev", "relatime", "noatime", "comment":
+		case "sync":
+			o.sync = true
+		case "async":
+			o.sync = false
 		case "ro":
 			o.readOnly = true
 		case "allow_other":
@@ -90,7 +95,7 @@ func (a *app) mount(ctx context.Context, where, mnt string, flags *mountFlags) e
 	if !flags.foreground {
 		return a.background(ctx, a.mountArgs(where, mnt, flags))
 	}
-	client, dir, err := a.openClient(ctx, addr, mnt, o.cache)
+	client, dir, err := a.openClient(ctx, addr, mnt, o)
 	if err != nil {
 		return err
 	}
@@ -173,16 +178,16 @@ func (a *app) closeClient(client *cachefs.Client) error {
 	return client.Close(ctx)
 }
 
-// openClient opens the cache in dir, or in the one that is kept for what addr
-// serves, and connects.
-func (a *app) openClient(ctx context.Context, addr address, mnt, dir string) (*cachefs.Client, string, error) {
+// openClient opens the cache that o names, or the one that is kept for what
+// addr serves, and connects.
+func (a *app) openClient(ctx context.Context, addr address, mnt string, o mountOptions) (*cachefs.Client, string, error) {
 	open := func(dir string) (*cachefs.Client, error) {
 		if inside(mnt, dir) || inside(dir, mnt) {
 			return nil, &problem{Thing: dir, Err: fmt.Errorf("holds the mount point %s, or is in it", mnt), Remedy: "keep the cache elsewhere"}
 		}
-		return cachefs.Open(ctx, cachefs.Options{Dir: dir, Addr: addr.String(), Logger: a.log})
+		return cachefs.Open(ctx, cachefs.Options{Dir: dir, Addr: addr.String(), Logger: a.log, Sync: o.sync})
 	}
-	if dir != "" {
+	if dir := o.cache; dir != "" {
 		c, err := open(dir)
 		return c, dir, a.clientProblem(addr, dir, err)
 	}

@@ -59,6 +59,8 @@ type CacheOptions struct {
 	WholeMax uint64
 	// StoreIdle and StoreBusy are as in Options.
 	StoreIdle, StoreBusy time.Duration
+	// SyncClose makes a flush, and so close, wait as fsync does.
+	SyncClose bool
 }
 
 func (o *CacheOptions) fill() {

@@ -365,13 +365,16 @@ func (h *cacheHandle) truncate(ctx context.Context, size uint64) error {
 	return h.change(ctx, func(fd int) error { return unix.Ftruncate(fd, int64(size)) })
 }
 
-// Flush is Handle.Flush.
-func (h *cacheHandle) Flush(context.Context) error {
+// Flush is Handle.Flush. With SyncClose it waits as Fsync does.
+func (h *cacheHandle) Flush(ctx context.Context) error {
 	if !h.writable() {
 		return nil
 	}
-	_, err := h.c.cut(h.o)
-	return err
+	s, err := h.c.cut(h.o)
+	if s == nil || err != nil || !h.c.opt.SyncClose {
+		return err
+	}
+	return h.c.up.Settle(ctx, s)
 }
 
 // Fsync is Handle.Fsync: the bytes are on the disk here and, while the master

@@ -109,10 +109,8 @@ func (r *raw) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	t := r.nodes.tell(n, wanted{content: a.Content})
 	r.follow(n, &t)
 	if t.refused { // the size that belongs to the kernel's pages
-		if f := r.nodes.reader(n); f != nil {
-			if old, err := f.h.Attr(c); err == nil {
-				a.Size, a.Blocks = old.Size, old.Blocks
-			}
+		if old, ok, err := r.oldAttr(c, n); ok && err == nil {
+			a.Size, a.Blocks = old.Size, old.Blocks
 		}
 	}
 	// The kernel takes this reply even when it knows newer: it may use it, but

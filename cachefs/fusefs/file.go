@@ -43,9 +43,7 @@ func (f *file) close(r *raw) {
 	switch {
 	case f.h != nil:
 		r.nodes.closed(f, f.writes)
-		if f.shared.Add(-1) == 0 {
-			err = f.h.Close()
-		}
+		err = f.letGo()
 	case f.d != nil:
 		err = f.d.Close()
 	case f.ext != nil:
@@ -89,6 +87,14 @@ func (r *raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 		return r.status("open", err)
 	}
 	return r.opened(c, n, newFile(h, flags), out)
+}
+
+// letGo gives the handle up; the last of those who have it closes it.
+func (f *file) letGo() error {
+	if f.shared.Add(-1) == 0 {
+		return f.h.Close()
+	}
+	return nil
 }
 
 // newFile is an open file with a handle of its own.
@@ -137,6 +143,8 @@ func (r *raw) opened(c *call, n *node, f *file, out *fuse.OpenOut) fuse.Status {
 	}
 	r.handOut(f, out)
 	if direct {
+		// The size that the kernel has is of what the node was before.
+		r.queue.tell("inode", r.srv.InodeNotify(n.id, 0, 0))
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 	}
 	return fuse.OK

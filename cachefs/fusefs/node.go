@@ -357,7 +357,7 @@ func (n *node) retire(t *told) {
 }
 
 // reader is an open file that reads the contents a retired node is left with, or
-// nil.
+// nil. Its handle is to be let go of.
 func (t *nodes) reader(n *node) *file {
 	_, mu := t.lock(n.id)
 	defer mu.Unlock()
@@ -365,6 +365,7 @@ func (t *nodes) reader(n *node) *file {
 		return nil
 	}
 	for f := range n.readers {
+		f.shared.Add(1) // it is entered, so it holds one
 		return f
 	}
 	return nil

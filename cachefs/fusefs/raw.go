@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -190,8 +191,7 @@ func (r *raw) attr(c *call, h *fuse.InHeader, n *node, byFile bool, fh uint64) (
 			return a, true, err
 		}
 	}
-	if f := r.nodes.reader(n); f != nil {
-		a, err = f.h.Attr(c)
+	if a, ok, err := r.oldAttr(c, n); ok {
 		return a, true, err
 	}
 	if a, err = r.fs.Getattr(c, cred(h), n.oid); err != nil {
@@ -202,11 +202,21 @@ func (r *raw) attr(c *call, h *fuse.InHeader, n *node, byFile bool, fh uint64) (
 	if !t.refused {
 		return a, true, nil
 	}
-	if f := r.nodes.reader(n); f != nil {
-		a, err = f.h.Attr(c)
+	if a, ok, err := r.oldAttr(c, n); ok {
 		return a, true, err
 	}
 	return a, false, nil
+}
+
+// oldAttr is what those who read through a retired node see; ok is false when
+// nobody does.
+func (r *raw) oldAttr(c *call, n *node) (a tree.Attr, ok bool, err error) {
+	f := r.nodes.reader(n)
+	if f == nil {
+		return a, false, nil
+	}
+	a, err = f.h.Attr(c)
+	return a, true, errors.Join(err, f.letGo())
 }
 
 // Statx is asked for a file's time of birth only.

@@ -60,7 +60,12 @@ func planOf(t wire.Type, body []byte) (p plan, ok bool, err error) {
 		p.makeB = p.a != p.b
 	case wire.TypeTxattrwalk:
 		p = plan{fids: 2, a: at(0), b: at(4), aloneB: true, makeB: true}
-	case wire.TypeTlopen, wire.TypeTlcreate, wire.TypeTxattrcreate, wire.TypeTclunk, wire.TypeTremove:
+	case wire.TypeTcreate:
+		p = plan{fids: 1, a: at(0), aloneA: true}
+		if b, ok := linkFID(body); ok {
+			p.fids, p.b = 2, b
+		}
+	case wire.TypeTopen, wire.TypeTwstat, wire.TypeTlopen, wire.TypeTlcreate, wire.TypeTxattrcreate, wire.TypeTclunk, wire.TypeTremove:
 		p = plan{fids: 1, a: at(0), aloneA: true}
 	case wire.TypeTlink, wire.TypeTrename:
 		p = plan{fids: 2, a: at(0), b: at(4)}
@@ -76,7 +81,7 @@ func planOf(t wire.Type, body []byte) (p plan, ok bool, err error) {
 		p = plan{fids: 1, a: at(0), aloneA: true}
 	case wire.TypeTstatfs, wire.TypeTsymlink, wire.TypeTmknod, wire.TypeTreadlink, wire.TypeTgetattr,
 		wire.TypeTsetattr, wire.TypeTfsync, wire.TypeTlock, wire.TypeTgetlock, wire.TypeTmkdir,
-		wire.TypeTunlinkat, wire.TypeTread, wire.TypeTwrite:
+		wire.TypeTunlinkat, wire.TypeTread, wire.TypeTwrite, wire.TypeTstat:
 		p = plan{fids: 1, a: at(0)}
 	default:
 		return plan{}, false, nil
@@ -106,12 +111,16 @@ func (s *session) dispatch(frame []byte) error {
 		return s.flush(h.Tag, m.OldTag)
 	}
 	p, ok, err := planOf(h.Type, body)
-	if !ok {
+	if !ok || !s.dialect.speaks(h.Type) {
 		err = syscall.EOPNOTSUPP
 	}
 	if err != nil {
 		s.refuse(h.Tag, err)
 		return nil
+	}
+	if h.Type == wire.TypeTread && s.dialect != dialectL {
+		// It may be a folder's, which has a place it reads on from.
+		p.aloneA = true
 	}
 	c := &s.call
 	*c = call{s: s, typ: h.Type, tag: h.Tag, body: body, aloneA: p.aloneA, aloneB: p.aloneB}
@@ -177,7 +186,7 @@ func (s *session) newSlot(n wire.FID) (*slot, error) {
 func (s *session) refuse(tag wire.Tag, err error) {
 	no, _ := errno(err)
 	s.srv.count.errors.Add(1)
-	s.out = (&wire.Rlerror{Errno: uint32(no)}).Append(s.out, tag)
+	s.out = s.dialect.appendError(s.out, tag, no)
 }
 
 // runInPlace answers s.call on this goroutine, or hands it over after all.
@@ -249,7 +258,7 @@ func (c *call) finishAnswer(err error) {
 		c.s.log("9p request", err, "op", c.typ.String())
 	}
 	c.s.srv.count.errors.Add(1)
-	c.out = (&wire.Rlerror{Errno: uint32(no)}).Append(c.out[:c.from], c.tag)
+	c.out = c.s.dialect.appendError(c.out[:c.from], c.tag, no)
 }
 
 // invoke runs the handler. Panics come back as errors.
@@ -305,14 +314,17 @@ func (c *call) inPlace() bool {
 		return c.typ == wire.TypeTread || c.typ == wire.TypeTwrite
 	}
 	switch c.typ {
-	case wire.TypeTwalk, wire.TypeTgetattr, wire.TypeTreadlink, wire.TypeTstatfs:
+	case wire.TypeTwalk, wire.TypeTgetattr, wire.TypeTreadlink, wire.TypeTstatfs, wire.TypeTstat:
 		op = OpMeta
 	case wire.TypeTclunk:
 		op = OpMeta
 		if a.opened {
 			op = OpClose
 		}
-	case wire.TypeTlopen, wire.TypeTlcreate:
+		if a.old.rclose {
+			return false
+		}
+	case wire.TypeTlopen, wire.TypeTlcreate, wire.TypeTopen:
 		op = OpOpen
 	case wire.TypeTread, wire.TypeTreaddir:
 		op = OpRead
@@ -320,7 +332,7 @@ func (c *call) inPlace() bool {
 		op = OpWrite
 	case wire.TypeTxattrcreate:
 		return true
-	case wire.TypeTfsync, wire.TypeTlock, wire.TypeTgetlock:
+	case wire.TypeTfsync, wire.TypeTlock, wire.TypeTgetlock, wire.TypeTcreate, wire.TypeTwstat:
 		return false
 	default:
 		op = OpName

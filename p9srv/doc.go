@@ -8,8 +8,11 @@
 //
 // # Dialects
 //
-// 9P2000.L as Linux's v9fs speaks it, negotiated per connection; any other
-// version string is answered with "unknown" (version(5) of Plan 9). The codec
+// 9P2000.L, 9P2000.u and 9P2000 as Linux's v9fs speaks them, negotiated per
+// connection; any other version string is answered with "unknown", one with a
+// period and more behind one of these with what stands before (version(5) of
+// Plan 9). In the two old ones a folder is read as stat entries, users of 9P2000
+// are decimal numbers, and Linux's errnos have Linux's texts. The codec
 // is package wire. A client's msize is granted up to Options.MaxMessageSize;
 // iounit is the File's, and 0 from most. A Tversion in the middle of a
 // session ends what it was: requests are cancelled and not answered, fids are

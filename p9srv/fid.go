@@ -39,6 +39,7 @@ type fidState struct {
 	user   *User
 	xattr  *xattr
 	dir    *dirState
+	old    oldState
 }
 
 // free says that a request may hold the slot now. session.mu is held.

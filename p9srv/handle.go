@@ -66,6 +66,14 @@ func (c *call) handle() error {
 		return c.xattrwalk()
 	case wire.TypeTxattrcreate:
 		return c.xattrcreate()
+	case wire.TypeTopen:
+		return c.oldOpen()
+	case wire.TypeTcreate:
+		return c.oldCreate()
+	case wire.TypeTstat:
+		return c.oldStat()
+	case wire.TypeTwstat:
+		return c.oldWstat()
 	case wire.TypeTrename:
 		return c.rename()
 	case wire.TypeTremove:

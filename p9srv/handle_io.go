@@ -115,6 +115,8 @@ func (c *call) read() error {
 	switch {
 	case !sl.opened || sl.flags.Mode() == p9.WriteOnly:
 		return syscall.EBADF
+	case sl.isDir() && c.s.dialect != dialectL:
+		return c.oldReaddir(&m)
 	case sl.isDir():
 		return syscall.EISDIR
 	case m.Offset > math.MaxInt64:

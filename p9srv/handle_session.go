@@ -1,7 +1,6 @@
 package p9srv
 
 import (
-	"strings"
 	"syscall"
 
 	"github.com/hugelgupf/p9/p9"
@@ -22,15 +21,14 @@ func (s *session) version(tag wire.Tag, body []byte) error {
 	s.clunkAll()
 	s.q.drop()
 	s.out = s.out[:0]
+	s.dialect = dialectL
 	if m.Msize < leastMsize {
 		s.refuse(tag, syscall.EINVAL)
 		return nil
 	}
-	r := wire.Rversion{Msize: min(m.Msize, uint32(s.srv.opts.MaxMessageSize)), Version: wire.VersionUnknown}
-	// "9P2000.L.x" is a dialect of 9P2000.L we do not know: the manual (version(5))
-	// lets us answer with the part before the period that we do.
-	if m.Version == wire.Version9P2000L || strings.HasPrefix(m.Version, wire.Version9P2000L+".") {
-		r.Version = wire.Version9P2000L
+	r := wire.Rversion{Msize: min(m.Msize, uint32(s.srv.opts.MaxMessageSize))}
+	var ok bool
+	if s.dialect, r.Version, ok = dialectOf(m.Version); ok {
 		s.msize = r.Msize
 	} else {
 		s.msize = 0
@@ -124,8 +122,11 @@ func (c *call) clunk() error {
 		return err
 	}
 	var err error
-	if c.a.xattr != nil {
+	switch {
+	case c.a.xattr != nil:
 		err = c.storeXattr()
+	case c.a.old.rclose:
+		err = c.removeFid()
 	}
 	if cerr := c.clear(c.a); err == nil {
 		err = cerr

@@ -21,6 +21,10 @@ func (c *call) walk() error {
 		return err
 	}
 	from, to := c.a, c.b
+	path := from.old.path
+	if c.s.dialect != dialectL {
+		path = from.old.stepped(m.Names)
+	}
 	switch {
 	case from == to && from.opened, from != to && to.live:
 		return syscall.EBUSY
@@ -41,6 +45,7 @@ func (c *call) walk() error {
 		to.set(w.file, w.place, &from.fidState, w.qid)
 		c.s.srv.count.fids.Add(1)
 	}
+	to.old.path = path
 	c.out = (&wire.Rwalk{QIDs: w.qids}).Append(c.out, c.tag)
 	return nil
 }

@@ -579,3 +579,7 @@ func (f *memconc) Remove(context.Context) error {
 	}
 	return (&memfile{t: f.t, n: f.n.parent}).UnlinkAt(f.n.name, flags)
 }
+
+func (f *memconc) RenameTo(_ context.Context, name string) error {
+	return f.Rename(&memfile{t: f.t, n: f.n.parent}, name)
+}

@@ -51,6 +51,12 @@ type Remover interface {
 	Remove(ctx context.Context) error
 }
 
+// Renamer is a Concurrent File that can be renamed in its folder without naming
+// that, for Twstat. Without it Twstat of a name fails with EOPNOTSUPP.
+type Renamer interface {
+	RenameTo(ctx context.Context, name string) error
+}
+
 // InPlacer is a File that can promise that an operation will not block on
 // anything but the page cache, so that the engine may run it on the
 // connection's own goroutine. It is asked before each operation and must not

@@ -41,7 +41,8 @@ type session struct {
 	requests uint64
 	inPlace  uint64
 	msize    uint32 // 0 before the first Tversion
-	crowded  bool   // requests in progress hold all the memory there is
+	dialect  dialect
+	crowded  bool // requests in progress hold all the memory there is
 
 	group sync.WaitGroup // workers, timers and the writer
 

@@ -41,6 +41,29 @@ func walk(from, to wire.FID, names ...string) wire.Msg {
 	return &wire.Twalk{FID: from, NewFID: to, Names: names}
 }
 
+// same is s with what is zero left as it is.
+func same(s wire.Stat) wire.Stat {
+	keep := func(n *uint32) {
+		if *n == 0 {
+			*n = ^uint32(0)
+		}
+	}
+	keep(&s.Mode)
+	keep(&s.Atime)
+	keep(&s.Mtime)
+	if s.Length == 0 {
+		s.Length = ^uint64(0)
+	}
+	s.NUID, s.NGID, s.NMUID = p9.NoUID, p9.NoGID, p9.NoUID
+	return s
+}
+
+// plain is s in 9P2000.
+func plain(s wire.Stat) wire.Stat {
+	s.Plain = true
+	return s
+}
+
 // scenarios are conversations whose every answer is in a golden file. They are
 // held with each kind of tree, which must not make a difference.
 var scenarios = map[string][]wire.Msg{
@@ -230,6 +253,48 @@ var scenarios = map[string][]wire.Msg{
 		&wire.Tlock{FID: 1, Type: p9.WriteLock, Client: "a"}, &wire.Tlock{FID: 1, Type: p9.WriteLock, Client: "b"},
 		&wire.Tlock{FID: 1, Type: p9.Unlock, Client: "a"}, &wire.Tlock{FID: 1, Type: 3},
 		&wire.Tgetlock{FID: 1},
+	},
+	"unix": {
+		&wire.Tversion{Msize: 8192, Version: wire.Version9P2000U},
+		attach(),
+		&wire.Tstat{FID: root}, walk(root, 1, "a", "b", "f"), &wire.Tstat{FID: 1}, walk(1, 2), &wire.Tstat{FID: 2},
+		walk(root, 3, "none"),                                                               // with a number
+		&wire.Tgetattr{FID: 1}, &wire.Tlopen{FID: 1}, &wire.Treaddir{FID: root, Count: 100}, // not of the dialect
+		&wire.Topen{FID: 1, Mode: wire.OpenRdWr | wire.OpenTrunc}, &wire.Topen{FID: 1},
+		&wire.Twrite{FID: 1, Data: []byte("hello")}, &wire.Tread{FID: 1, Count: 100}, &wire.Tread{FID: 1, Offset: 5, Count: 100},
+		&wire.Topen{FID: root, Mode: wire.OpenWrite},
+		walk(root, 4), &wire.Tcreate{FID: 4, Name: "d", Perm: wire.DMDir | 0o750}, &wire.Tread{FID: 4, Count: 1000},
+		walk(root, 5, "d"), &wire.Tcreate{FID: 5, Name: "f", Perm: wire.DMSetUID | 0o755, Mode: wire.OpenWrite},
+		&wire.Twrite{FID: 5, Data: []byte("x")}, &wire.Tstat{FID: 5},
+		walk(root, 6, "d"), &wire.Tcreate{FID: 6, Name: "f", Perm: 0o644}, // is there
+		&wire.Tcreate{FID: 6, Name: "l", Perm: wire.DMSymlink | 0o777, Extension: "../f"}, &wire.Tstat{FID: 6}, &wire.Topen{FID: 6},
+		walk(root, 7, "d"), &wire.Tcreate{FID: 7, Name: "again", Perm: wire.DMLink, Extension: "5\n"}, &wire.Tstat{FID: 7},
+		walk(root, 8, "d"), &wire.Tcreate{FID: 8, Name: "none", Perm: wire.DMLink, Extension: "99"},
+		&wire.Tcreate{FID: 8, Name: "dev", Perm: wire.DMDevice | 0o600, Extension: "b 8 0"}, &wire.Tstat{FID: 8},
+		walk(root, 9, "d"), &wire.Tcreate{FID: 9, Name: "dev2", Perm: wire.DMDevice | 0o600, Extension: "z"},
+		&wire.Tcreate{FID: 9, Name: "p", Perm: wire.DMNamedPipe | 0o600},
+		// What is left as it is, chmod, truncate, rename.
+		&wire.Twstat{FID: 5, Stat: same(wire.Stat{})},
+		&wire.Twstat{FID: 5, Stat: same(wire.Stat{Mode: 0o600, Length: 3})}, &wire.Tstat{FID: 5},
+		&wire.Twstat{FID: 5, Stat: same(wire.Stat{Name: "g"})}, &wire.Tstat{FID: 5},
+		&wire.Twstat{FID: 4, Stat: same(wire.Stat{Length: 3})}, &wire.Twstat{FID: 5, Stat: same(wire.Stat{Name: "a/b"})},
+		// A folder in pieces, each of whole entries.
+		walk(root, 10, "a"), &wire.Topen{FID: 10}, &wire.Tread{FID: 10, Count: 10}, &wire.Tread{FID: 10, Count: 100},
+		&wire.Tread{FID: 10, Offset: 67, Count: 100}, &wire.Tread{FID: 10, Offset: 3, Count: 100}, &wire.Tread{FID: 10, Count: 100},
+		// A file that goes with its fid.
+		walk(root, 11), &wire.Tcreate{FID: 11, Name: "tmp", Perm: 0o600, Mode: wire.OpenRdWr | wire.OpenRClose}, &wire.Tclunk{FID: 11},
+		walk(root, 11, "tmp"),
+		&wire.Tremove{FID: 6}, walk(root, 6, "d", "l"),
+	},
+	"old": {
+		&wire.Tversion{Msize: 8192, Version: wire.Version9P2000},
+		&wire.Tattach{AFID: wire.NoFID, Uname: "u", UID: p9.NoUID, Plain: true},
+		&wire.Tstat{FID: root}, walk(root, 1, "f"), &wire.Tstat{FID: 1}, walk(root, 2, "none"),
+		walk(root, 2), &wire.Tcreate{FID: 2, Name: "l", Perm: wire.DMSymlink | 0o777, Plain: true},
+		&wire.Tcreate{FID: 2, Name: "d", Perm: wire.DMDir | 0o700, Plain: true}, &wire.Tstat{FID: 2},
+		&wire.Twstat{FID: 1, Stat: plain(same(wire.Stat{Name: "g", GID: "7"}))}, &wire.Tstat{FID: 1},
+		&wire.Twstat{FID: 1, Stat: plain(same(wire.Stat{GID: "staff"}))},
+		&wire.Tremove{FID: 1}, walk(root, 1, "g"),
 	},
 	"flush": {
 		version(), attach(),

@@ -51,6 +51,7 @@ var (
 	_ p9srv.Walker        = (*File)(nil)
 	_ p9srv.DirReader     = (*File)(nil)
 	_ p9srv.Remover       = (*File)(nil)
+	_ p9srv.Renamer       = (*File)(nil)
 	_ p9srv.InPlacer      = (*File)(nil)
 	_ p9srv.ContextReader = (*File)(nil)
 	_ p9srv.ContextWriter = (*File)(nil)

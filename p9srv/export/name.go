@@ -148,6 +148,13 @@ func (f *File) Rename(newDir p9.File, newName string) error {
 	return nil
 }
 
+// RenameTo renames the file in its folder, as a wstat message wants it.
+func (f *File) RenameTo(ctx context.Context, name string) error {
+	f = &File{n: f.n, ctx: f.n.s.request(ctx)}
+	parent, _ := f.place()
+	return f.Rename(&File{n: f.n.s.file(tree.Attr{OID: parent, Mode: unix.S_IFDIR}, parent, "").n, ctx: f.ctx}, name)
+}
+
 // holds is ESTALE when a name does not hold this object any more.
 func (f *File) holds(parent kml.OID, name string) error {
 	a, err := f.n.s.e.fs.Lookup(f.ctx, f.n.s.cred, parent, name)

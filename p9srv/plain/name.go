@@ -140,6 +140,15 @@ func (f *File) Rename(newDir p9.File, newName string) error {
 	return err
 }
 
+// RenameTo renames the file in its folder, as a wstat message wants it.
+func (f *File) RenameTo(_ context.Context, name string) error {
+	parent, _ := f.place()
+	if parent == nil {
+		return syscall.EBUSY
+	}
+	return f.Rename(&File{a: f.a, n: parent, fd: -1}, name)
+}
+
 // place is where the file was last known to be; nil at the root of an attach.
 func (f *File) place() (*node, string) {
 	f.where.Lock()

@@ -66,6 +66,14 @@ func newRequest(t Type) Msg {
 		return new(Tclunk)
 	case TypeTremove:
 		return new(Tremove)
+	case TypeTopen:
+		return new(Topen)
+	case TypeTcreate:
+		return new(Tcreate)
+	case TypeTstat:
+		return new(Tstat)
+	case TypeTwstat:
+		return new(Twstat)
 	}
 	return nil
 }
@@ -130,6 +138,16 @@ func newAnswer(t Type) Msg {
 		return new(Rclunk)
 	case TypeRremove:
 		return new(Rremove)
+	case TypeRerror:
+		return new(Rerror)
+	case TypeRopen:
+		return new(Ropen)
+	case TypeRcreate:
+		return new(Rcreate)
+	case TypeRstat:
+		return new(Rstat)
+	case TypeRwstat:
+		return new(Rwstat)
 	}
 	return nil
 }

@@ -21,12 +21,17 @@ var (
 		ATimeSeconds: 1, ATimeNanoSeconds: 2, MTimeSeconds: 3, MTimeNanoSeconds: 4, CTimeSeconds: 5,
 		CTimeNanoSeconds: 6, BTimeSeconds: 7, BTimeNanoSeconds: 8, Gen: 9, DataVersion: 10,
 	}
-	dirents = wire.AppendDirent(wire.AppendDirent(nil,
+	stat = wire.Stat{
+		Type: 1, Dev: 2, QID: qid, Mode: wire.DMDevice | 0o644, Atime: 3, Mtime: 4, Length: 1 << 40, Name: "sda",
+		UID: "me", GID: "us", MUID: "you", Extension: "b 8 0", NUID: 1000, NGID: 1001, NMUID: 1002,
+	}
+	plainStat = wire.Stat{QID: qid, Mode: wire.DMDir | 0o755, Atime: 3, Mtime: 4, Name: "d", UID: "1", GID: "2", MUID: "3", Plain: true}
+	dirents   = wire.AppendDirent(wire.AppendDirent(nil,
 		p9.Dirent{QID: qid, Offset: 1, Type: p9.QIDType(wire.DTDir), Name: "a"}),
 		p9.Dirent{Offset: 1 << 40, Type: p9.QIDType(wire.DTLink), Name: "\xff long"})
 )
 
-// samples has every message of 9P2000.L, and both forms of those that have two.
+// samples has every message, and both forms of those that have two.
 func samples() []wire.Msg {
 	return []wire.Msg{
 		&wire.Rlerror{Errno: 2},
@@ -91,6 +96,19 @@ func samples() []wire.Msg {
 		&wire.Rclunk{},
 		&wire.Tremove{FID: 1},
 		&wire.Rremove{},
+		&wire.Rerror{Ename: "File exists", Errno: 17},
+		&wire.Rerror{Ename: "File exists", Plain: true},
+		&wire.Topen{FID: 1, Mode: wire.OpenRdWr | wire.OpenTrunc},
+		&wire.Ropen{QID: qid, IOUnit: 8192},
+		&wire.Tcreate{FID: 1, Name: "link", Perm: wire.DMSymlink | 0o777, Extension: "../to"},
+		&wire.Tcreate{FID: 1, Name: "dir", Perm: wire.DMDir | 0o755, Plain: true},
+		&wire.Rcreate{QID: qid, IOUnit: 8192},
+		&wire.Tstat{FID: 1},
+		&wire.Rstat{Stat: stat},
+		&wire.Rstat{Stat: plainStat},
+		&wire.Twstat{FID: 1, Stat: stat},
+		&wire.Twstat{FID: 1, Stat: plainStat},
+		&wire.Rwstat{},
 	}
 }
 
@@ -153,7 +171,11 @@ func TestCut(t *testing.T) {
 
 // optional says that a message may end n bytes earlier.
 func optional(m wire.Msg, n int) bool {
-	switch m.(type) {
+	switch m := m.(type) {
+	case *wire.Rerror:
+		return n == 4
+	case *wire.Tcreate:
+		return n == 2+len(m.Extension)
 	case *wire.Tfsync, *wire.Tauth, *wire.Tattach:
 		return n == 4
 	}

@@ -72,7 +72,7 @@ func TestReplayFollowsRandomLife(t *testing.T) {
 func TestReplayStopsAndGoesOn(t *testing.T) {
 	rng := testutil.Rand(t)
 	w := newWorld(t, rng)
-	w.live(60)
+	w.live(40)
 	begin := filepath.Join(t.TempDir(), "begin")
 	points := map[string]int{}
 	for n := 1; ; n++ {

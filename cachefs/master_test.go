@@ -22,7 +22,7 @@ import (
 // testMaster is a master in this process that listens on a unix socket and can
 // be stopped and started again.
 type testMaster struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	sock string
 	tree *tree.Tree
@@ -30,13 +30,13 @@ type testMaster struct {
 	stop func()
 }
 
-func newMaster(t *testing.T) *testMaster {
+func newMaster(t testing.TB) *testMaster {
 	t.Helper()
 	testutil.CheckLeaks(t)
 	return newMasterIn(t, t.TempDir())
 }
 
-func newMasterIn(t *testing.T, dir string) *testMaster {
+func newMasterIn(t testing.TB, dir string) *testMaster {
 	t.Helper()
 	m := &testMaster{t: t, dir: dir, sock: filepath.Join(t.TempDir(), "s")}
 	if err := tree.Init(m.dir, tree.Options{}); err != nil {
@@ -92,7 +92,7 @@ func (m *testMaster) client(addr string) *Client {
 	return openClient(m.t, m.t.TempDir(), addr)
 }
 
-func openClient(t *testing.T, dir, addr string) *Client {
+func openClient(t testing.TB, dir, addr string) *Client {
 	t.Helper()
 	c, err := tryClient(t, dir, addr)
 	if err != nil {
@@ -101,7 +101,7 @@ func openClient(t *testing.T, dir, addr string) *Client {
 	return c
 }
 
-func tryClient(t *testing.T, dir, addr string) (*Client, error) {
+func tryClient(t testing.TB, dir, addr string) (*Client, error) {
 	o := Options{Dir: dir, Addr: addr, Host: "h", Dead: 2 * time.Second, Grace: 50 * time.Millisecond,
 		Answer: 3 * time.Second, Retry: 50 * time.Millisecond, WholeMax: 3 << 20}
 	if testing.Verbose() {

@@ -40,7 +40,7 @@ var arrows = map[string][]string{
 	"kml/replay":        {"kml", "internal/fault"},
 	"kml/tree":          {"kml", "internal/fault"},
 	"testscripts":       {"internal/cli", "testscripts/guest"},
-	"testscripts/guest": {"p9srv", "p9srv/export", "kml/tree", "kml"},
+	"testscripts/guest": {"p9srv", "p9srv/plain", "p9srv/export", "kml/tree", "kml"},
 }
 
 // external says which modules a library may import besides the standard

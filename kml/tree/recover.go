@@ -40,6 +40,13 @@ func (t *Tree) openIndex() (*Index, error) {
 	if err == nil && at <= t.log.End() && (t.past == nil || !t.past.Copied && at <= t.past.After) {
 		return x, nil
 	}
+	if t.log.Start() != 0 {
+		if x != nil {
+			err = errors.Join(err, x.Close())
+		}
+		return nil, errors.Join(fmt.Errorf("%s cannot be used as it is, and the log no longer reaches back to its beginning to make it again: "+
+			"restore the whole .mezzo from a backup, or move it away and run mezzo init (clients then start over)", path), err)
+	}
 	t.logger.Warn("index is made again from the log", "fileset", t.dir, "err", err)
 	if err == nil {
 		if err := x.Close(); err != nil {

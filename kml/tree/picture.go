@@ -22,7 +22,11 @@ func takePicture(list []DirEntry) picture {
 		list[i].Off = nameOffset(list[i].Name)
 	}
 	slices.SortFunc(list, func(a, b DirEntry) int {
-		return cmp.Or(cmp.Compare(a.Off, b.Off), cmp.Compare(a.Name, b.Name))
+		// Names are looked at only where hashes collide: cmp.Or would always.
+		if c := cmp.Compare(a.Off, b.Off); c != 0 {
+			return c
+		}
+		return cmp.Compare(a.Name, b.Name)
 	})
 	for i := 1; i < len(list); i++ {
 		if list[i].Off <= list[i-1].Off {

@@ -110,15 +110,16 @@ func (x *replayer) place(ctx context.Context, src *contents, found, lost []kml.O
 		}
 		w := x.wants[o]
 		var f *os.File
-		err := error(errUnfit)
 		if i < len(found) && w.size > 0 {
 			for _, p := range x.names.Paths(o) {
-				if f, err = src.open(p, w); err == nil {
+				g, err := src.open(p, w)
+				if err == nil {
+					f = g
 					break
 				}
 			}
 		}
-		err = x.placeOne(ctx, o, w, f)
+		err := x.placeOne(ctx, o, w, f)
 		if f != nil {
 			f.Close()
 		}

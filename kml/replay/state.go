@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"strings"
 
@@ -91,6 +92,9 @@ func (st *state) load() error {
 	}
 	b := make([]byte, slotLen)
 	n, err := st.f.ReadAt(b, 0)
+	if err != nil && err != io.EOF {
+		return err
+	}
 	if n == 0 {
 		st.boot = boot
 		return nil

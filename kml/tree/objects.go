@@ -91,7 +91,11 @@ func (o *openObject) still() uint64 {
 			return gen
 		}
 		o.mu.RLock() // the replacement ends before it gives mu back
+		gen = o.gen.Load()
 		o.mu.RUnlock()
+		if gen&1 == 0 {
+			return gen
+		}
 	}
 }
 

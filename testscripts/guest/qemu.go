@@ -150,4 +150,4 @@ func bootQEMU(ctx context.Context, dir string, c Config, console io.Writer) erro
 // escapeComma writes a value of QEMU's options.
 func escapeComma(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
-var errNoPorts = errors.New("Ports need Emulate: user-mode Linux has no virtio")
+var errNoPorts = errors.New("a guest with Ports needs Emulate: user-mode Linux has no virtio")

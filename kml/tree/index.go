@@ -363,7 +363,7 @@ func (x *Index) ByIno(ino uint64) (oid kml.OID, ok bool) {
 	if oid, ok := inoTop(x.layers, ino); ok {
 		return oid, oid != 0
 	}
-	_ = x.db.View(func(tx *bolt.Tx) error {
+	_ = x.view(func(tx *bolt.Tx) error {
 		oid, ok = source{tx: tx}.byIno(ino)
 		return nil
 	})

@@ -38,6 +38,7 @@ func (s shape) String() string { return fmt.Sprintf("%dx%d", s.conns, s.depth) }
 
 // Main is the command; it returns the exit code.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	stderr = &shared{w: stderr}
 	o, err := parse(args, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -55,6 +56,19 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return 1
 	}
 	return 0
+}
+
+// shared is a writer that several servers write to at the same time.
+type shared struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+// Write is io.Writer's.
+func (s *shared) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.w.Write(p)
 }
 
 func parse(args []string, stderr io.Writer) (o options, err error) {

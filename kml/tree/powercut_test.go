@@ -215,7 +215,7 @@ func (d *disk) cutPower(t *testing.T) {
 // TestPowerCut cuts a master under load off its disk, again and again, and holds
 // what comes back against what was promised.
 func TestPowerCut(t *testing.T) {
-	rounds := 2
+	rounds := 5
 	if testutil.Long() {
 		rounds = 100
 	}

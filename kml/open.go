@@ -148,6 +148,16 @@ func (l *Log) unlink(s *segment) error {
 // create makes the first segment.
 func (l *Log) create() error {
 	l.at = tail{pos: l.o.After, crc: l.o.AfterCRC}
+	if l.o.Head != nil {
+		h, err := parseHeader(l.o.Head)
+		if err != nil {
+			return fmt.Errorf("%s: %w", l.dir, err)
+		}
+		if l.o.Fileset != [16]byte{} && h.fileset != l.o.Fileset {
+			return fmt.Errorf("%s: fileset %x, want %x: %w", l.dir, h.fileset, l.o.Fileset, ErrFileset)
+		}
+		l.o.Fileset, l.at = h.fileset, h.tail
+	}
 	s, err := l.newSegment(1, header{fileset: l.o.Fileset, tail: l.at})
 	if err != nil {
 		return err

@@ -17,6 +17,10 @@ type Options struct {
 	// elsewhere; they count only when Open creates the log.
 	After    Position
 	AfterCRC uint32
+	// Head is the header of a segment of another log, with which a new copy of
+	// that log begins: then the copy's segments are the same, byte for byte. It
+	// goes before After, and counts only when Open creates the log.
+	Head []byte
 	// ReadOnly opens without creating, cutting or locking anything; a torn tail
 	// is left out of sight.
 	ReadOnly bool

@@ -192,17 +192,7 @@ func (l *Log) CutAfter(p Position, reason string, id [16]byte) (*Record, error) 
 	if err := l.reopen(s, last, old); err != nil {
 		return nil, l.spoil(err)
 	}
-	l.alloc = s.size.Load()
-	l.seen = l.at
-	l.end.Store(uint64(l.at.pos))
-	l.commit, l.durable = l.at.mark, l.at.firm()
-	l.syncs.reset(l.at.pos)
-	l.commits.reset(l.durable)
-	if l.wake != nil {
-		close(l.wake)
-		l.wake = nil
-		l.waiting.Store(0)
-	}
+	l.cutDone(s)
 	return r, nil
 }
 

@@ -15,8 +15,8 @@
 //
 //	feed      ->  from POSITION crc CRC inline BYTES\n
 //	          <-  Greeting, then Record, RecordData, Changing, Heartbeat ...
-//	snapshot  ->  under OID depth N\n
-//	          <-  SnapBegin, Entry ..., SnapEnd
+//	snapshot  ->  under OID depth N inline BYTES\n
+//	          <-  SnapBegin, Entry or EntryData ..., SnapEnd
 //	reint     ->  Hello, Batch ...
 //	          <-  Welcome, Result ...
 //

@@ -26,6 +26,7 @@ func messages() []Message {
 		&Changing{kml.MakeOID(3, 9)},
 		&SnapBegin{p, kml.RootOID, 0xc0ffee},
 		&Entry{rec(kml.OpMkdir, "d"), p, p - 1},
+		&EntryData{Entry{rec(kml.OpCreate, "f"), p, p - 1}, []byte("inline")},
 		&SnapEnd{12},
 		&Hello{Version: Version, Host: "laptop", Known: 4},
 		&Welcome{Version: Version, Site: 3, Key: "abcd", LastSeq: 4, MaxCounter: 9, Position: p},
@@ -161,8 +162,12 @@ func TestSnapshotRequest(t *testing.T) {
 		want SnapshotRequest
 		ok   bool
 	}{
-		{"under 0:1 depth -1\n", SnapshotRequest{kml.RootOID, -1}, true},
-		{"under 3:9 depth 1", SnapshotRequest{kml.MakeOID(3, 9), 1}, true},
+		{"under 0:1 depth -1\n", SnapshotRequest{kml.RootOID, -1, 0}, true},
+		{"under 3:9 depth 1", SnapshotRequest{kml.MakeOID(3, 9), 1, 0}, true},
+		{"under 3:9 depth 1 inline 65536\n", SnapshotRequest{kml.MakeOID(3, 9), 1, 65536}, true},
+		{"under 3:9 depth 1 inline 9999999999", SnapshotRequest{kml.MakeOID(3, 9), 1, MaxInline}, true},
+		{"under 3:9 depth 1 inline -1", SnapshotRequest{}, false},
+		{"under 3:9 depth 1 inline", SnapshotRequest{}, false},
 		{"under 3:9 depth -2", SnapshotRequest{}, false},
 		{"under 3.9 depth 1", SnapshotRequest{}, false},
 		{"under 1048576:1 depth 1", SnapshotRequest{}, false},

@@ -14,7 +14,7 @@ const Version = 1
 // Limits, in bytes.
 const (
 	MaxPayload = 1 << 20   // of one frame
-	MaxInline  = 512 << 10 // of contents in a RecordData
+	MaxInline  = 512 << 10 // of contents in a RecordData or EntryData
 	MaxLine    = 256       // of a request line
 	headLen    = 5
 )
@@ -48,6 +48,7 @@ const (
 	KindWelcome    Kind = 11
 	KindBatch      Kind = 12
 	KindResult     Kind = 13
+	KindEntryData  Kind = 14
 
 	KindOptional Kind = 128 // from here on a frame may be skipped
 )
@@ -165,6 +166,8 @@ func newMessage(k Kind) Message {
 		return new(SnapBegin)
 	case KindEntry:
 		return new(Entry)
+	case KindEntryData:
+		return new(EntryData)
 	case KindSnapEnd:
 		return new(SnapEnd)
 	case KindHello:

@@ -84,6 +84,13 @@ type Entry struct {
 	DataVersion kml.Position // last change of contents
 }
 
+// EntryData is an Entry of a regular file together with its whole contents at
+// DataVersion.
+type EntryData struct {
+	Entry
+	Data []byte
+}
+
 // SnapEnd closes a snapshot: how many entries it had.
 type SnapEnd struct{ Count uint64 }
 
@@ -162,6 +169,7 @@ func (*Heartbeat) kind() Kind  { return KindHeartbeat }
 func (*Changing) kind() Kind   { return KindChanging }
 func (*SnapBegin) kind() Kind  { return KindSnapBegin }
 func (*Entry) kind() Kind      { return KindEntry }
+func (*EntryData) kind() Kind  { return KindEntryData }
 func (*SnapEnd) kind() Kind    { return KindSnapEnd }
 func (*Hello) kind() Kind      { return KindHello }
 func (*Welcome) kind() Kind    { return KindWelcome }
@@ -298,6 +306,24 @@ func (m *Entry) parse(b []byte) (err error) {
 	m.Version, m.DataVersion = kml.Position(le.Uint64(b)), kml.Position(le.Uint64(b[8:]))
 	m.Record, err = parseRecord(b[16:])
 	return err
+}
+
+func (m *EntryData) append(b []byte) ([]byte, error) {
+	b, err := m.Entry.append(b)
+	return append(b, m.Data...), err
+}
+
+func (m *EntryData) parse(b []byte) error {
+	if err := need(b, 16); err != nil {
+		return err
+	}
+	m.Version, m.DataVersion = kml.Position(le.Uint64(b)), kml.Position(le.Uint64(b[8:]))
+	r, n, _, err := kml.ParseRecord(b[16:], 0)
+	if err != nil {
+		return err
+	}
+	m.Record, m.Data = r, append([]byte{}, b[16+n:]...)
+	return nil
 }
 
 func (m *SnapEnd) append(b []byte) ([]byte, error) { return le.AppendUint64(b, m.Count), nil }

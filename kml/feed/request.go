@@ -52,24 +52,38 @@ func ParseRequest(line string) (Request, error) {
 type SnapshotRequest struct {
 	OID   kml.OID
 	Depth int // 0: the object alone; 1: its entries too; -1: the whole subtree
+	// Inline is up to which size contents of files are put in, in bytes; 0: none.
+	Inline int
 }
 
 // String is the request as a line, with its newline:
 //
 //	under OID depth N
+//	under OID depth N inline BYTES
 //
 // OID is SITE:COUNTER in decimal.
 func (r SnapshotRequest) String() string {
+	if r.Inline > 0 {
+		return fmt.Sprintf("under %s depth %d inline %d\n", r.OID, r.Depth, r.Inline)
+	}
 	return fmt.Sprintf("under %s depth %d\n", r.OID, r.Depth)
 }
 
-// ParseSnapshotRequest reads such a line; the newline may be missing.
+// ParseSnapshotRequest reads such a line; the newline may be missing. What asks
+// for more than MaxInline gets MaxInline.
 func ParseSnapshotRequest(line string) (SnapshotRequest, error) {
+	var r SnapshotRequest
 	v, err := words(line, "under", "depth")
 	if err != nil {
-		return SnapshotRequest{}, err
+		if v, err = words(line, "under", "depth", "inline"); err != nil {
+			return SnapshotRequest{}, err
+		}
+		n, err := strconv.ParseUint(v[2], 10, 62)
+		if err != nil {
+			return SnapshotRequest{}, bad(line)
+		}
+		r.Inline = int(min(n, MaxInline))
 	}
-	var r SnapshotRequest
 	if r.OID, err = kml.ParseOID(v[0]); err != nil {
 		return SnapshotRequest{}, bad(line)
 	}

@@ -203,32 +203,33 @@ func (h *feedHandle) record(b []byte, raw kml.Raw) ([]byte, error) {
 	if r.Attr.Size > uint64(h.inline) {
 		return feed.AppendRaw(b, raw, nil)
 	}
-	data, changing := h.contents(r)
+	data, changing := h.j.contents(r.OID, r.Pos, r.Attr.Size, &h.buf)
 	if b, err = feed.AppendRaw(b, raw, data); err != nil || !changing {
 		return b, err
 	}
 	return feed.Append(b, &feed.Changing{OID: r.OID})
 }
 
-// contents reads what a store left, nil when a newer version has taken its place.
-func (h *feedHandle) contents(r *kml.Record) (data []byte, changing bool) {
-	if h.j.t.Dirty(r.OID) {
+// contents reads the size bytes of version p of an object, into buf; nil when a
+// newer version has taken its place. changing says that it is being written.
+func (j *Journal) contents(oid kml.OID, p kml.Position, size uint64, buf *[]byte) (data []byte, changing bool) {
+	if j.t.Dirty(oid) {
 		return nil, true
 	}
-	v, err := h.j.t.OpenVersion(h.j.ctx, r.OID)
+	v, err := j.t.OpenVersion(j.ctx, oid)
 	if err != nil {
 		return nil, false // gone, or not to be read: the reader asks itself
 	}
 	defer v.Close()
 	a := v.Attr()
-	if a.DataVersion != uint64(r.Pos) || a.Size != r.Attr.Size {
+	if a.DataVersion != uint64(p) || a.Size != size {
 		return nil, false
 	}
-	if cap(h.buf) < int(a.Size) || h.buf == nil {
-		h.buf = make([]byte, a.Size)
+	if cap(*buf) < int(size) || *buf == nil {
+		*buf = make([]byte, size)
 	}
-	data = h.buf[:a.Size]
-	n, err := v.ReadAt(h.j.ctx, data, 0)
+	data = (*buf)[:size]
+	n, err := v.ReadAt(j.ctx, data, 0)
 	switch {
 	case errors.Is(err, syscall.ESTALE):
 		return nil, true

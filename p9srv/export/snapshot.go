@@ -14,7 +14,7 @@ import (
 
 // snapshotHandle streams a tree at one position. A goroutine walks the index and
 // waits whenever the reader has not taken what it made; what is held meanwhile
-// is one piece of the stream, and the view of the index. A reader that stays
+// is a few pieces of the stream, and the view of the index. A reader that stays
 // away ends it.
 type snapshotHandle struct {
 	j   *Journal
@@ -30,8 +30,12 @@ type snapshotHandle struct {
 	idle   *time.Timer
 }
 
-// snapshotChunk is about how much the walk makes before it hands on, in bytes.
-const snapshotChunk = 64 << 10
+// snapshotChunk is about how much the walk makes before it hands on, in bytes;
+// it is snapshotAhead such pieces ahead of the reader.
+const (
+	snapshotChunk = 64 << 10
+	snapshotAhead = 2
+)
 
 var errIdle = errors.New("the reader stayed away")
 
@@ -40,7 +44,7 @@ func (j *Journal) openSnapshot(ctx context.Context, c *tree.Cred, flags int) (tr
 	if err != nil {
 		return nil, err
 	}
-	h := &snapshotHandle{j: j, id: id, chunks: make(chan []byte)}
+	h := &snapshotHandle{j: j, id: id, chunks: make(chan []byte, snapshotAhead)}
 	h.ctx, h.cancel = context.WithCancelCause(j.ctx)
 	h.s = newStream(h.more)
 	return h, nil
@@ -102,7 +106,7 @@ func (h *snapshotHandle) walk() {
 			return
 		}
 	}
-	var b []byte
+	var b, buf []byte
 	var count uint64
 	add := func(m feed.Message) (err error) {
 		if b, err = feed.Append(b, m); err != nil || len(b) < snapshotChunk {
@@ -122,7 +126,15 @@ func (h *snapshotHandle) walk() {
 		},
 		func(e tree.SnapshotEntry) error {
 			count++
-			return add(&feed.Entry{Record: e.Record, Version: e.Version, DataVersion: e.DataVersion})
+			m := feed.Entry{Record: e.Record, Version: e.Version, DataVersion: e.DataVersion}
+			if e.Record.Op != kml.OpCreate || e.Record.Attr.Size > uint64(q.Inline) || e.Record.Attr.Size == 0 {
+				return add(&m)
+			}
+			data, _ := h.j.contents(e.Record.OID, e.DataVersion, e.Record.Attr.Size, &buf)
+			if data == nil {
+				return add(&m)
+			}
+			return add(&feed.EntryData{Entry: m, Data: data})
 		})
 	if err == nil {
 		err = add(&feed.SnapEnd{Count: count})

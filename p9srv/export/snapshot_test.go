@@ -105,6 +105,8 @@ func TestSnapshot(t *testing.T) {
 			switch msg := msg.(type) {
 			case *feed.Entry:
 				names = append(names, msg.Record.Op.String()+" "+msg.Record.Name)
+			case *feed.EntryData:
+				names = append(names, msg.Record.Op.String()+" "+msg.Record.Name+"="+string(msg.Data))
 			case *feed.SnapEnd:
 				if msg.Count != uint64(len(names)) {
 					t.Fatal(msg.Count, names)
@@ -125,6 +127,10 @@ func TestSnapshot(t *testing.T) {
 	if got := strings.Join(read(""), ","); got != whole {
 		t.Fatal(got)
 	}
+	// "again" is larger than what is put in.
+	if got := strings.Join(read("under 0:1 depth -1 inline 2\n"), ","); got != "mkdir ,mkdir d,create again,create x=x,create y=y,create z=z,link f" {
+		t.Fatal(got)
+	}
 	if got := strings.Join(read("under 0:1 depth 1"), ","); got != "mkdir ,mkdir d,create f" {
 		t.Fatal(got)
 	}
@@ -137,7 +143,7 @@ func TestSnapshot(t *testing.T) {
 func TestSnapshotOfAReaderThatStaysAway(t *testing.T) {
 	m := newMaster(t, JournalOptions{Idle: 20 * time.Millisecond})
 	root := as(t, m.e, me(), "")
-	for i := range 700 {
+	for i := range 1500 {
 		create(t, root, strings.Repeat("n", 100)+hex16(uint64(i)), "")
 	}
 	s := openStream(t, root, "snapshot", "")

@@ -74,6 +74,9 @@ func (c *call) create() error {
 }
 
 func (c *call) createFile(m *wire.Tlcreate) (p9.File, *place, p9.QID, uint32, error) {
+	if err := c.s.srv.opts.mayHave(m.Mode & permissions); err != nil {
+		return nil, nil, p9.QID{}, 0, err
+	}
 	sl := c.a
 	sl.lock()
 	defer sl.unlock()

@@ -41,6 +41,11 @@ func (c *call) setattr() error {
 }
 
 func (c *call) setAttr(sl *slot, valid p9.SetAttrMask, attr p9.SetAttr) error {
+	if valid.Permissions && !sl.isDir() {
+		if err := c.s.srv.opts.mayHave(attr.Permissions & permissions); err != nil {
+			return err
+		}
+	}
 	sl.lock()
 	defer sl.unlock()
 	if sl.gone() && !sl.opened {

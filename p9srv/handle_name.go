@@ -57,6 +57,9 @@ func (c *call) mknod() error {
 	if err := m.Decode(c.body); err != nil {
 		return err
 	}
+	if err := c.s.srv.opts.mayHave(m.Mode); err != nil {
+		return err
+	}
 	return c.inFolder(m.Name, func(dir p9.File) error {
 		q, err := dir.Mknod(m.Name, m.Mode&(permissions|p9.FileModeMask), m.Major, m.Minor, c.uid(), m.GID)
 		if err == nil {

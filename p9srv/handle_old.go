@@ -236,6 +236,9 @@ func again(err error) error {
 func (c *call) oldMake(m *wire.Tcreate, dir p9.File) error {
 	perm, uid := oldPermissions(m.Perm), c.uid()
 	node := func(typ uint32, major, minor uint32) error {
+		if err := c.s.srv.opts.mayHave(perm | p9.FileMode(typ)); err != nil {
+			return err
+		}
 		_, err := dir.Mknod(m.Name, perm|p9.FileMode(typ), major, minor, uid, p9.NoGID)
 		return err
 	}

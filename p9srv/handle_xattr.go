@@ -77,6 +77,8 @@ func (c *call) xattrcreate() error {
 		return syscall.E2BIG
 	case m.Flags&^(unix.XATTR_CREATE|unix.XATTR_REPLACE) != 0:
 		return syscall.EINVAL
+	case m.Name == capabilityXattr && m.Size > 0 && c.s.srv.opts.NoSetID:
+		return syscall.EPERM
 	}
 	c.a.xattr = &xattr{write: true, name: m.Name, size: int(m.Size), flags: p9.XattrFlags(m.Flags)}
 	c.out = (&wire.Rxattrcreate{}).Append(c.out, c.tag)

@@ -22,6 +22,11 @@ type Options struct {
 	// the client until some is done; when requests that wait hold all of it,
 	// further ones are answered with EAGAIN. Default 64 MiB.
 	MaxBytes int
+	// NoDevices refuses to make device nodes, with EPERM.
+	NoDevices bool
+	// NoSetID refuses setuid and setgid bits on what is no folder, and file
+	// capabilities, with EPERM.
+	NoSetID bool
 	// Users looks a user up; see User for what to fill in. Default: the
 	// system's user database. It may block. An error, or a User with UID NoID,
 	// leaves what the client said.

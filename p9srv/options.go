@@ -8,8 +8,8 @@ import (
 
 // Options of a Server. The zero value works.
 type Options struct {
-	// MaxMessageSize is the largest msize granted, in bytes. Default 1 MiB,
-	// at least 4096.
+	// MaxMessageSize is the largest msize granted, in bytes. Default 1 MiB; from
+	// MinMessageSize to MaxMessageSize.
 	MaxMessageSize int
 	// MaxFIDs bounds the fids of a connection; a walk or attach beyond it is
 	// answered with EMFILE. Default 1 << 20.
@@ -42,26 +42,27 @@ type Options struct {
 
 // Defaults and limits of Options.
 const (
-	defaultMessageSize = 1 << 20
-	maxMessageSize     = 1 << 28
-	defaultFIDs        = 1 << 20
-	defaultRequests    = 1 << 14
-	defaultBytes       = 64 << 20
+	DefaultMessageSize = 1 << 20
+	MinMessageSize     = wire.MinMsize
+	MaxMessageSize     = 1 << 28
+	DefaultMaxFIDs     = 1 << 20
+	DefaultMaxRequests = 1 << 14
+	DefaultMaxBytes    = 64 << 20
 )
 
 func (o Options) withDefaults() Options {
 	if o.MaxMessageSize <= 0 {
-		o.MaxMessageSize = defaultMessageSize
+		o.MaxMessageSize = DefaultMessageSize
 	}
-	o.MaxMessageSize = min(max(o.MaxMessageSize, wire.MinMsize), maxMessageSize)
+	o.MaxMessageSize = min(max(o.MaxMessageSize, MinMessageSize), MaxMessageSize)
 	if o.MaxFIDs <= 0 {
-		o.MaxFIDs = defaultFIDs
+		o.MaxFIDs = DefaultMaxFIDs
 	}
 	if o.MaxRequests <= 0 {
-		o.MaxRequests = defaultRequests
+		o.MaxRequests = DefaultMaxRequests
 	}
 	if o.MaxBytes <= 0 {
-		o.MaxBytes = defaultBytes
+		o.MaxBytes = DefaultMaxBytes
 	}
 	// One request and one answer of full size have to fit.
 	o.MaxBytes = max(o.MaxBytes, 2*o.MaxMessageSize)

@@ -80,6 +80,9 @@ func setup(env *testscript.Env) error {
 	if err := os.Mkdir(filepath.Join(home, "run"), 0o700); err != nil {
 		return err
 	}
+	if err := openUp(env); err != nil {
+		return err
+	}
 	gitconfig := "[user]\n\tname = Someone\n\temail = someone@example.org\n[init]\n\tdefaultBranch = main\n[safe]\n\tdirectory = *\n"
 	if err := os.WriteFile(filepath.Join(home, "gitconfig"), []byte(gitconfig), 0o644); err != nil {
 		return err
@@ -91,6 +94,20 @@ func setup(env *testscript.Env) error {
 	env.Setenv("PORT", port)
 	env.Values[envKey{}] = slices.Clone(env.Vars)
 	env.Defer(func() { sweep(env.WorkDir) })
+	return nil
+}
+
+// openUp lets other users than the one who runs the tests come to a script's
+// files and programs.
+func openUp(env *testscript.Env) error {
+	bin, _, _ := strings.Cut(env.Getenv("PATH"), string(os.PathListSeparator))
+	for _, dir := range []string{env.WorkDir, bin} {
+		for tmp := filepath.Clean(os.TempDir()); strings.HasPrefix(dir, tmp+"/"); dir = filepath.Dir(dir) {
+			if err := os.Chmod(dir, 0o755); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 

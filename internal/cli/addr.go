@@ -61,8 +61,11 @@ func addressOf(l net.Addr) address {
 }
 
 // kernelMount is the line with which the kernel's own client mounts a at mnt.
-func (a address) kernelMount(mnt string) string {
-	const common = "version=9p2000.L,msize=1048576,access=user"
+func (a address) kernelMount(mnt string, msize int, readOnly bool) string {
+	common := fmt.Sprintf("version=9p2000.L,msize=%d,access=user", min(msize, maxKernelMsize))
+	if readOnly {
+		common += ",ro"
+	}
 	if a.Net == "unix" {
 		return fmt.Sprintf("mount -t 9p -o trans=unix,%s %s %s", common, shellQuote(a.Path), shellQuote(mnt))
 	}
@@ -72,6 +75,10 @@ func (a address) kernelMount(mnt string) string {
 	}
 	return fmt.Sprintf("mount -t 9p -o trans=tcp,port=%d,%s %s %s", a.Port, common, host, shellQuote(mnt))
 }
+
+// maxKernelMsize is the largest message Linux's client has over a socket
+// (MAX_SOCK_BUF of net/9p/trans_fd.c).
+const maxKernelMsize = 1 << 20
 
 // shellQuote makes s one word of a shell.
 func shellQuote(s string) string {

@@ -74,7 +74,7 @@ func (a *app) filesetAt(ctx context.Context, addr address) (string, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = errors.New("is a 9P server, but no mezzo master")
 		}
-		return "", &problem{Thing: addr.String(), Err: err, Remedy: "mount it with: " + addr.kernelMount("MNT"), Code: exitFailed}
+		return "", &problem{Thing: addr.String(), Err: err, Remedy: "mount it with: " + addr.kernelMount("MNT", maxKernelMsize, false), Code: exitFailed}
 	}
 	for _, line := range strings.Split(text.String(), "\n") {
 		// It becomes a file's name here: nothing but a UUID will do.

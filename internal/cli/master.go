@@ -5,14 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"syscall"
 
 	"github.com/mezzofs/mezzo/kml/tree"
-	"github.com/mezzofs/mezzo/p9srv"
 	"github.com/mezzofs/mezzo/p9srv/export"
 )
 
@@ -69,11 +66,13 @@ func treeProblem(dir string, err error) error {
 	case errors.Is(err, tree.ErrIsFileset):
 		p.Err, p.Remedy = tree.ErrIsFileset, "serve it with mezzo serve"
 	case errors.Is(err, tree.ErrNotFileset):
-		p.Err, p.Remedy = errors.New("is not a fileset"), "make it one with mezzo init"
+		p.Err, p.Remedy = errors.New("is not a fileset"), "make it one with mezzo init, or serve it as it is with mezzo serve --no-journal"
 	case errors.Is(err, tree.ErrInside):
 		p.Remedy = "filesets do not nest: choose another folder"
 	case errors.Is(err, tree.ErrForeign):
 		p.Err, p.Remedy = errors.New("has a .mezzo that is no fileset's"), "rename that first"
+	case errors.Is(err, syscall.EROFS):
+		p.Err, p.Remedy = syscall.EROFS, "serve it as it is with mezzo serve --no-journal --ro"
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
 		return pathProblem(dir, err)
 	}
@@ -120,21 +119,20 @@ func isFileset(dir string) (bool, error) {
 
 // master is a fileset that is open and listens.
 type master struct {
-	tree      *tree.Tree
-	journal   *export.Journal
-	listeners []net.Listener // the first is the socket's
-	insecure  bool
+	server
+	tree    *tree.Tree
+	journal *export.Journal
 }
 
 // openMaster opens the fileset in dir and its listeners: the socket, and addrs.
-func (a *app) openMaster(ctx context.Context, dir string, addrs []address, flags *listenFlags) (m *master, err error) {
+func (a *app) openMaster(ctx context.Context, dir string, addrs []address, flags *listenFlags, who access) (m *master, err error) {
 	o := tree.Options{Logger: a.log, Sync: flags.sync.mode, SyncEvery: flags.sync.every}
 	o.RetainSize, o.RetainAge = flags.retain.policy()
 	t, err := tree.Open(dir, o)
 	if err != nil {
 		return nil, treeProblem(dir, err)
 	}
-	m = &master{tree: t, insecure: flags.insecure}
+	m = &master{tree: t, server: server{access: who, insecure: flags.insecure}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.Close())
@@ -142,6 +140,10 @@ func (a *app) openMaster(ctx context.Context, dir string, addrs []address, flags
 	}()
 	if m.journal, err = export.NewJournal(t, export.JournalOptions{Logger: a.log}); err != nil {
 		return m, treeProblem(dir, err)
+	}
+	m.attacher = func(trusted bool) attacher {
+		o := export.Options{Ext: m.journal, Door: doorNine, InPlace: true, Logger: a.log, TrustClaims: trusted}
+		return export.New(t, who.exportOptions(o))
 	}
 	path, err := defaultSocket(t.Dir(), t.State().Fileset().UUID, a.env.Getenv)
 	if err != nil {
@@ -166,62 +168,17 @@ func (m *master) Close() error {
 	return errors.Join(err, m.tree.Close())
 }
 
-// addresses are where the master listens.
-func (m *master) addresses() []address {
-	var all []address
-	for _, l := range m.listeners {
-		all = append(all, addressOf(l.Addr()))
-	}
-	return all
-}
-
 // printMounts tells how others mount what is served.
 func (m *master) printMounts(a *app) {
-	var kernel []string
 	for _, at := range m.addresses() {
+		if m.access.readOnly {
+			break // a client with a cache has changes to send
+		}
 		name := at.Dial()
 		if at.Net == "tcp" && at.Host == "" {
 			name = fmt.Sprintf("HOST:%d", at.Port)
 		}
 		a.out("  mezzo mount %s MNT\n", shellQuote(name))
-		kernel = append(kernel, at.kernelMount("MNT"))
 	}
-	for _, k := range kernel {
-		a.out("  %s\n", k)
-	}
-}
-
-// serve answers at every listener until ctx ends, and returns when all is
-// over. The first listener that fails ends the others.
-func (m *master) serve(ctx context.Context, a *app) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	errs := make([]error, len(m.listeners))
-	var wg sync.WaitGroup
-	for i, l := range m.listeners {
-		srv := p9srv.New(m.attacher(a, l), p9srv.Options{Log: a.log})
-		wg.Go(func() {
-			defer cancel()
-			errs[i] = srv.Serve(ctx, l)
-		})
-	}
-	wg.Wait()
-	return errors.Join(errs...)
-}
-
-// attacher is the tree as it is served at l: who may attach depends on what
-// the transport proves.
-func (m *master) attacher(a *app, l net.Listener) attacher {
-	o := export.Options{Ext: m.journal, Door: doorNine, InPlace: true, Logger: a.log, TrustClaims: m.insecure && l.Addr().Network() != "unix"}
-	var at attacher = export.New(m.tree, o)
-	if o.TrustClaims {
-		return at
-	}
-	if os.Geteuid() != 0 {
-		at = ownUser{at}
-	}
-	if tcp, ok := l.Addr().(*net.TCPAddr); ok {
-		at = loopbackProof{attacher: at, own: tcp.AddrPort(), owner: socketOwner}
-	}
-	return at
+	m.printKernelMounts(a)
 }

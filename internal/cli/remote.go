@@ -101,7 +101,10 @@ func dialProblem(addr address, err error) error {
 		p.Err, p.Remedy = errors.New("speaks 9P, but refuses the version 9P2000.L: it offers "+strconv.Quote(version.Got)), "a mezzo master is needed"
 	case errors.As(err, &refused):
 		p.Err = refused
-		if errors.Is(refused, fs.ErrPermission) {
+		switch {
+		case errors.Is(refused, syscall.EROFS):
+			p.Err, p.Remedy, p.Code = errors.New("takes no changes, and a cache has some to send"), "mount it with "+addr.kernelMount("MNT", maxKernelMsize, true), exitFailed
+		case errors.Is(refused, fs.ErrPermission):
 			p.Remedy = "run it as the user who serves, or as root on the same machine"
 		}
 	case errors.As(err, &op):

@@ -3,20 +3,38 @@ package cli
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"os"
+	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/mezzofs/mezzo/p9srv/plain"
+	"github.com/mezzofs/mezzo/p9srv/wire"
 )
 
+// serveFlags are the flags of mezzo serve.
+type serveFlags struct {
+	listenFlags
+	access    accessFlags
+	noJournal bool
+}
+
 func (a *app) serveCommand() *cobra.Command {
-	var flags listenFlags
+	var flags serveFlags
 	c := &cobra.Command{
 		Use:   "serve DIR",
-		Short: "be the master of a fileset",
+		Short: "be the master of a fileset, or serve any folder",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if flags.noJournal {
+				return a.servePlain(cmd.Context(), args[0], &flags)
+			}
 			return a.serve(cmd.Context(), args[0], &flags)
 		},
 	}
-	flags.add(c)
+	c.Flags().BoolVar(&flags.noJournal, "no-journal", false, "serve any folder as it is, without a log")
+	flags.listenFlags.add(c)
+	flags.access.add(c)
 	return c
 }
 
@@ -29,15 +47,19 @@ func (l *listenFlags) add(c *cobra.Command) {
 	c.Flags().BoolVar(&l.insecure, "insecure", false, "allow TCP addresses beyond loopback, where users are not proven")
 }
 
-func (a *app) serve(ctx context.Context, dir string, flags *listenFlags) (err error) {
+func (a *app) serve(ctx context.Context, dir string, flags *serveFlags) (err error) {
 	addrs, err := flags.addresses()
+	if err != nil {
+		return err
+	}
+	who, err := flags.access.resolve()
 	if err != nil {
 		return err
 	}
 	if err := checkFolder(dir); err != nil {
 		return err
 	}
-	m, err := a.openMaster(ctx, dir, addrs, flags)
+	m, err := a.openMaster(ctx, dir, addrs, &flags.listenFlags, who)
 	if err != nil {
 		return err
 	}
@@ -45,4 +67,74 @@ func (a *app) serve(ctx context.Context, dir string, flags *listenFlags) (err er
 	a.out("serving %s, fileset %s; mount it with one of\n", shellQuote(dir), m.tree.State().Fileset().UUID)
 	m.printMounts(a)
 	return m.serve(ctx, a)
+}
+
+// servePlain serves a folder as it is.
+func (a *app) servePlain(ctx context.Context, dir string, flags *serveFlags) (err error) {
+	addrs, err := flags.addresses()
+	if err != nil {
+		return err
+	}
+	if len(addrs) == 0 {
+		addrs = []address{loopbackPort()}
+	}
+	for _, name := range []string{"sync", "retain-size", "retain-age"} {
+		if flags.access.isChanged(name) {
+			return usagef("--%s: is about a log, and --no-journal keeps none: leave one of them out", name)
+		}
+	}
+	who, err := flags.access.resolve()
+	if err != nil {
+		return err
+	}
+	if err := checkPlain(dir, who.readOnly); err != nil {
+		return err
+	}
+	t, err := plain.Open(dir, who.plainOptions())
+	if err != nil {
+		return plainProblem(dir, err)
+	}
+	s := server{access: who, insecure: flags.insecure, attacher: func(bool) attacher { return t }}
+	defer func() {
+		closeAll(s.listeners)
+		err = errors.Join(err, t.Close())
+	}()
+	if s.listeners, err = listenAll(ctx, addrs, flags.insecure); err != nil {
+		return err
+	}
+	a.out("serving %s; mount it with one of\n", shellQuote(dir))
+	s.printKernelMounts(a)
+	return s.serve(ctx, a)
+}
+
+// loopbackPort is a free port of the loopback interface.
+func loopbackPort() address { return address{wire.Addr{Net: "tcp", Host: "127.0.0.1"}} }
+
+// checkPlain refuses to show clients what keeps a fileset together, unless they
+// cannot change it.
+func checkPlain(dir string, readOnly bool) error {
+	if err := checkFolder(dir); err != nil {
+		return err
+	}
+	made, err := isFileset(dir)
+	switch {
+	case errors.Is(err, fs.ErrPermission), err == nil && !made, readOnly:
+		return nil
+	case err != nil:
+		return err
+	}
+	return &problem{Thing: dir, Err: errors.New("is a fileset, whose state clients would see and could change"),
+		Remedy: "leave --no-journal out, or add --ro"}
+}
+
+// plainProblem says why a folder cannot be served.
+func plainProblem(dir string, err error) error {
+	if _, serr := os.Stat("/proc/self/fd"); serr != nil {
+		return &problem{Thing: "/proc", Err: errors.New("is not mounted, and --no-journal opens files through it"), Remedy: "mount -t proc proc /proc"}
+	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		err = errno
+	}
+	return pathProblem(dir, err)
 }

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/cachefs/fusefs"
-	"github.com/mezzofs/mezzo/p9srv/wire"
 )
 
 func (a *app) upCommand() *cobra.Command {
@@ -38,7 +37,7 @@ func (a *app) up(ctx context.Context, dir, mnt string, flags *listenFlags) (err 
 		return err
 	}
 	if len(addrs) == 0 {
-		addrs = []address{{wire.Addr{Net: "tcp", Host: "127.0.0.1"}}}
+		addrs = []address{loopbackPort()}
 	}
 	if err := checkFolder(dir); err != nil {
 		return err
@@ -55,7 +54,7 @@ func (a *app) up(ctx context.Context, dir, mnt string, flags *listenFlags) (err 
 			return err
 		}
 	}
-	m, err := a.openMaster(ctx, dir, addrs, flags)
+	m, err := a.openMaster(ctx, dir, addrs, flags, fullAccess())
 	if err != nil {
 		return err
 	}

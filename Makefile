@@ -3,7 +3,7 @@
 PREFIX ?= /usr/local
 MANDIR ?= $(PREFIX)/share/man
 
-.PHONY: all test lint deps bench bench-9p install uninstall clean
+.PHONY: all test soak lint deps bench bench-9p install uninstall clean
 
 all:
 	go build -o mezzo ./cmd/mezzo
@@ -11,6 +11,11 @@ all:
 test: deps lint
 	go test -timeout 20m ./...
 	go test -race -short -timeout 20m ./...
+
+# The random tests, with new seeds each round, for MINUTES.
+MINUTES ?= 30
+soak: deps
+	./internal/testutil/soak.sh $(MINUTES) $(PACKAGES)
 
 deps:
 	./testscripts/deps.sh

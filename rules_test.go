@@ -175,6 +175,10 @@ func TestBannedCalls(t *testing.T) {
 				}
 				name, pos := calledName(call), s.fset.Position(call.Pos())
 				switch {
+				case s.test && drawsBlindly(s, name):
+					t.Errorf("%s: %s draws what no -seed repeats: take testutil.Rand or testutil.Check", pos, name)
+				case (name == "testutil.Rand" || name == "testutil.Check") && !strings.HasPrefix(fn.Name.Name, "Test"):
+					t.Errorf("%s: %s outside a test, where make soak does not find it", pos, name)
 				case name == "time.Sleep" && s.test:
 					t.Errorf("%s: a test sleeps instead of waiting for the thing itself", pos)
 				case name == "panic" && !s.test:
@@ -191,6 +195,21 @@ func TestBannedCalls(t *testing.T) {
 			})
 		}
 	}
+}
+
+// drawsBlindly says that a call takes a random number from the process's own
+// source, or has rapid choose its seed.
+func drawsBlindly(s source, name string) bool {
+	if name == "rapid.Check" || name == "quick.Check" {
+		return s.dir != "internal/testutil"
+	}
+	f, ok := strings.CutPrefix(name, "rand.")
+	if !ok || strings.HasPrefix(f, "New") {
+		return false
+	}
+	return slices.ContainsFunc(s.file.Imports, func(i *ast.ImportSpec) bool {
+		return strings.HasPrefix(i.Path.Value, `"math/rand`)
+	})
 }
 
 func commentLines(s source) map[int]bool {

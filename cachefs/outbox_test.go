@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"github.com/mezzofs/mezzo/internal/testutil"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -29,7 +30,7 @@ func raws(b *outbox) map[uint64]string {
 // against a map: what was frozen comes back byte for byte, what was done does
 // not, and no number comes twice.
 func TestOutboxModel(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
+	testutil.Check(t, func(t *rapid.T) {
 		dir, err := os.MkdirTemp("", "outbox-*")
 		if err != nil {
 			t.Fatal(err)

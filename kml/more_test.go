@@ -61,7 +61,7 @@ func genRecord(t *rapid.T) *Record {
 }
 
 func TestRecordRoundTrip(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
+	testutil.Check(t, func(t *rapid.T) {
 		want := genRecord(t)
 		prev := rapid.Uint32().Draw(t, "prev")
 		b, crc, err := AppendRecord([]byte("x"), want, prev)

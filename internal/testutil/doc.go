@@ -5,5 +5,6 @@
 //
 //	-update      rewrite golden files with what the test got
 //	-seed N      the seed of random tests, to repeat a failure
+//	-seed random a new seed for each random test; else it comes from the test's name
 //	-long        random tests run for minutes instead of seconds
 package testutil

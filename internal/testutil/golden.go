@@ -14,7 +14,7 @@ import (
 // The flags are the test binary's, as testing's own are.
 var (
 	update = flag.Bool("update", false, "rewrite golden files")
-	seed   = flag.Uint64("seed", 0, "seed of random tests; 0 takes a new one")
+	seed   = flag.String("seed", "", "seed of random tests: a number, or random for a new one (default: by the test's name)")
 	long   = flag.Bool("long", false, "run random tests for minutes")
 )
 

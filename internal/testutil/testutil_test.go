@@ -1,11 +1,15 @@
 package testutil
 
 import (
+	"flag"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
+
+	"pgregory.net/rapid"
 )
 
 // recorder is a testing.TB that notes failures instead of having them.
@@ -75,8 +79,53 @@ func TestGolden(t *testing.T) {
 func TestRandFollowsSeed(t *testing.T) {
 	old := *seed
 	defer func() { *seed = old }()
-	*seed = 7
-	if a, b := Rand(t).Uint64(), Rand(t).Uint64(); a != b {
-		t.Errorf("the same seed gave %d and %d", a, b)
+	one := func(t testing.TB, given string) uint64 {
+		*seed = given
+		return Rand(t).Uint64()
+	}
+	for _, given := range []string{"", "7", "0x7"} {
+		if a, b := one(t, given), one(t, given); a != b {
+			t.Errorf("-seed %q gave %d and %d", given, a, b)
+		}
+	}
+	if a, b := one(t, "7"), one(t, "8"); a == b {
+		t.Error("seeds 7 and 8 gave the same")
+	}
+	if a, b := one(t, "random"), one(t, "random"); a == b {
+		t.Error("-seed random gave the same twice")
+	}
+	first := one(t, "")
+	t.Run("another", func(t *testing.T) {
+		if one(t, "") == first {
+			t.Error("tests of two names have the same seed")
+		}
+	})
+	for _, given := range []string{"x", "-1", "1.5", "18446744073709551616"} {
+		if _, err := parseSeed(given, ""); err == nil {
+			t.Errorf("-seed %s passes", given)
+		}
+	}
+}
+
+// TestCheckFollowsSeed: rapid draws the same in every run.
+func TestCheckFollowsSeed(t *testing.T) {
+	old := *seed
+	defer func() { *seed = old }()
+	draws := func(given string) (d []uint64) {
+		*seed = given
+		t.Run("check", func(t *testing.T) {
+			Check(t, func(rt *rapid.T) { d = append(d, rapid.Uint64().Draw(rt, "n")) })
+		})
+		return d
+	}
+	a, b, c := draws("7"), draws("7"), draws("8")
+	if len(a) == 0 || !slices.Equal(a[:10], b[:10]) {
+		t.Error("two runs drew different numbers")
+	}
+	if slices.Equal(a[:10], c[:10]) {
+		t.Error("another seed drew the same numbers")
+	}
+	if s := flag.Lookup("rapid.seed").Value.String(); s != "0" {
+		t.Errorf("rapid.seed is left at %s", s)
 	}
 }

@@ -168,7 +168,8 @@ func TestReplayTakesContentsByDigest(t *testing.T) {
 }
 
 func TestReplayRefuses(t *testing.T) {
-	w := newWorld(t, testutil.Rand(t))
+	rng := testutil.Rand(t)
+	w := newWorld(t, rng)
 	w.live(30)
 	dir := filepath.Join(t.TempDir(), "copy")
 	w.replay(dir, Options{})
@@ -187,7 +188,7 @@ func TestReplayRefuses(t *testing.T) {
 	_, err = w.run(ctx, dir, Options{})
 	want(err, context.Canceled)
 
-	other := newWorld(t, testutil.Rand(t))
+	other := newWorld(t, rng)
 	other.live(60)
 	_, err = other.run(t.Context(), dir, Options{})
 	want(err, ErrHistory)
@@ -209,7 +210,7 @@ func TestReplayRefuses(t *testing.T) {
 	}
 
 	for _, name := range []string{"..", ".", "a/b", "", "a\x00b", StateDir} {
-		bad := newWorld(t, testutil.Rand(t))
+		bad := newWorld(t, rng)
 		w.must(bad.log.Append(&kml.Record{Op: kml.OpMkdir, OID: 5, Parent: kml.RootOID, Name: name, Attr: kml.Attr{Mode: 0o40755}}))
 		_, err := bad.run(t.Context(), filepath.Join(t.TempDir(), "bad"), Options{})
 		if rec := (*RecordError)(nil); !errors.As(err, &rec) {

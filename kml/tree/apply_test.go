@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
+	"github.com/mezzofs/mezzo/internal/testutil"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -391,7 +392,7 @@ func rapidIndex(t *rapid.T, dir string, listed bool) *Index {
 
 func TestApplyAgreesWithModel(t *testing.T) {
 	dir := t.TempDir()
-	rapid.Check(t, func(t *rapid.T) {
+	testutil.Check(t, func(t *rapid.T) {
 		h := newHistory()
 		x := rapidIndex(t, dir, true)
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
@@ -416,7 +417,7 @@ func TestApplyAgreesWithModel(t *testing.T) {
 // again. Whatever it claims to know must be so.
 func TestApplyPartialNeverClaimsWhatIsNotSo(t *testing.T) {
 	dir := t.TempDir()
-	rapid.Check(t, func(t *rapid.T) {
+	testutil.Check(t, func(t *rapid.T) {
 		h := newHistory()
 		full, part := rapidIndex(t, dir, true), rapidIndex(t, dir, false)
 		for range rapid.IntRange(0, 30).Draw(t, "before") {

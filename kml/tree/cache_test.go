@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
+	"github.com/mezzofs/mezzo/internal/testutil"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -505,7 +506,7 @@ func TestCacheConflictDrop(t *testing.T) {
 // come, the master goes away and the cache is reopened: every byte that is
 // answered is of the version that was opened.
 func TestCachePresence(t *testing.T) {
-	rapid.Check(t, func(rt *rapid.T) {
+	testutil.Check(t, func(rt *rapid.T) {
 		dir, err := os.MkdirTemp("", "presence-*")
 		if err != nil {
 			rt.Fatal(err)

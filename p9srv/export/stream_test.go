@@ -5,16 +5,17 @@ import (
 	"context"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"syscall"
 	"testing"
 
+	"github.com/mezzofs/mezzo/internal/testutil"
 	"github.com/mezzofs/mezzo/kml"
 )
 
 // TestStreamLosesNothing reads a stream in pieces of any size, some of them
 // twice, as a client does whose answers get lost.
 func TestStreamLosesNothing(t *testing.T) {
+	rnd := testutil.Rand(t)
 	var all []byte
 	made := 0
 	s := newStream(func(_ context.Context, b []byte, _ int) ([]byte, error) {
@@ -23,16 +24,16 @@ func TestStreamLosesNothing(t *testing.T) {
 			return append(b, "end"...), io.EOF
 		}
 		made++
-		for range 1 + rand.N(90) {
-			c := byte(rand.Uint32())
+		for range 1 + rnd.IntN(90) {
+			c := byte(rnd.Uint32())
 			b, all = append(b, c), append(all, c)
 		}
 		return b, nil
 	})
 	var got []byte
-	base := int64(rand.N(1000))
+	base := int64(rnd.IntN(1000))
 	for {
-		p := make([]byte, 1+rand.N(64))
+		p := make([]byte, 1+rnd.IntN(64))
 		n, err := s.readAt(t.Context(), p, base+int64(len(got)))
 		if err != nil {
 			t.Fatal(err)
@@ -40,10 +41,10 @@ func TestStreamLosesNothing(t *testing.T) {
 		if n == 0 {
 			break
 		}
-		switch rand.N(3) {
+		switch rnd.IntN(3) {
 		case 0: // lost: asked for again
 		case 1: // taken in part
-			got = append(got, p[:rand.N(n+1)]...)
+			got = append(got, p[:rnd.IntN(n+1)]...)
 		default:
 			got = append(got, p[:n]...)
 		}

@@ -299,6 +299,9 @@ func (a *applier) lose(oid kml.OID, n Name, gone bool) error {
 // and what a cache still knew of a folder's entries.
 func (a *applier) forgetNames(o *Object) {
 	if o.Attr.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if !a.partial && o.Attr.Nlink <= 1 {
+			return // it has its only name itself
+		}
 		for _, n := range a.b.Names(o.OID) {
 			a.b.SetLink(o.OID, n, false)
 		}

@@ -21,9 +21,10 @@ func (x *Index) Update(f func(*Batch) error) error {
 	if err := x.bounded(2 * maxBehind); err != nil {
 		return err
 	}
-	b := &Batch{x: x, own: newOverlay(x.Cursor())}
-	b.own.crc = x.CursorCRC()
-	if err := f(b); err != nil {
+	b := &Batch{x: x, own: x.scratch()}
+	err := f(b)
+	defer func() { x.own = b.own.emptied() }()
+	if err != nil {
 		return err
 	}
 	x.mu.Lock()
@@ -37,6 +38,19 @@ func (x *Index) Update(f func(*Batch) error) error {
 		x.room.Wait() // the file cannot keep up: memory stays bounded
 	}
 	return nil
+}
+
+// scratch is an empty overlay for one Update.
+func (x *Index) scratch() *overlay {
+	o := x.own
+	x.own = nil
+	if o == nil {
+		o = newOverlay(0)
+	}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	o.cursor, o.crc = x.layers[0].cursor, x.layers[0].crc
+	return o
 }
 
 // maxBehind is how many flushes' worth of changes may stand in memory before
@@ -160,12 +174,11 @@ func (b *Batch) SetCursorCRC(crc uint32) { b.own.crc = crc }
 // Cursor is where the index is.
 func (b *Batch) Cursor() kml.Position { return b.own.cursor }
 
-func (b *Batch) site(id kml.SiteID) (st siteState) {
-	_ = b.read(func(s source) error {
-		st = s.site(id)
-		return nil
-	})
-	return st
+func (b *Batch) site(id kml.SiteID) siteState {
+	if st, ok := b.own.sites[id]; ok {
+		return st
+	}
+	return b.x.site(id)
 }
 
 // Applied reports whether a record was applied, and where. For one whose

@@ -11,7 +11,7 @@ import (
 
 // asProcess reports whether a call for c runs with the process's own ids.
 func (c *Cred) asProcess() bool {
-	return c == nil || c.Checked || os.Geteuid() != 0 || c.UID == 0
+	return c == nil || c.Checked || c.UID == 0 || os.Geteuid() != 0
 }
 
 // owner is who owns what c makes. ok is false where the system call has set

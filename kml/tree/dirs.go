@@ -24,7 +24,7 @@ type dirCache struct {
 
 	mu   sync.Mutex
 	m    map[kml.OID]*dirRef
-	used list.List // of *dirRef without users, least recent first
+	used list.List // of *dirRef, least recently used first
 }
 
 // dirRef is a folder's descriptor while it is held.
@@ -36,6 +36,9 @@ type dirRef struct {
 	stale bool // no longer in the cache: closed with its last user
 	elem  *list.Element
 }
+
+// busy is how many users' folders an eviction passes over before it gives up.
+const busy = 64
 
 func newDirCache(index *Index, rootfd, max int) *dirCache {
 	if max <= 0 {
@@ -64,6 +67,8 @@ func (c *dirCache) get(oid kml.OID) (*dirRef, error) {
 	}
 	r := &dirRef{fd: fd, oid: oid, cache: c, users: 1}
 	c.m[oid] = r
+	r.elem = c.used.PushBack(r)
+	c.shrink()
 	return r, nil
 }
 
@@ -79,9 +84,18 @@ func (c *dirCache) hit(oid kml.OID) *dirRef {
 
 func (c *dirCache) hold(r *dirRef) {
 	r.users++
-	if r.elem != nil {
-		c.used.Remove(r.elem)
-		r.elem = nil
+	c.used.MoveToBack(r.elem)
+}
+
+// shrink closes what was not used for longest. The caller holds mu.
+func (c *dirCache) shrink() {
+	e := c.used.Front()
+	for n := 0; e != nil && len(c.m) > c.max && n < busy; n++ {
+		next := e.Next()
+		if r := e.Value.(*dirRef); r.users == 0 {
+			c.evict(r)
+		}
+		e = next
 	}
 }
 
@@ -89,16 +103,8 @@ func (r *dirRef) release() {
 	c := r.cache
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if r.users--; r.users > 0 {
-		return
-	}
-	if r.stale {
+	if r.users--; r.users == 0 && r.stale {
 		unix.Close(r.fd)
-		return
-	}
-	r.elem = c.used.PushBack(r)
-	for c.used.Len() > 0 && len(c.m) > c.max {
-		c.evict(c.used.Front().Value.(*dirRef))
 	}
 }
 
@@ -121,7 +127,13 @@ func (c *dirCache) forget(oid kml.OID) {
 		c.evict(r)
 		return
 	}
-	delete(c.m, oid)
+	c.drop(r)
+}
+
+// drop takes a descriptor that is in use out of the cache. The caller holds mu.
+func (c *dirCache) drop(r *dirRef) {
+	c.used.Remove(r.elem)
+	delete(c.m, r.oid)
 	r.stale = true
 }
 
@@ -132,8 +144,7 @@ func (c *dirCache) close() {
 		if r.users == 0 {
 			c.evict(r)
 		} else {
-			delete(c.m, r.oid)
-			r.stale = true
+			c.drop(r)
 		}
 	}
 }
@@ -195,8 +206,8 @@ func step(fd int, o *Object) (int, error) {
 	default:
 		return -1, err
 	}
-	h, err := HandleAt(next, "")
-	if err == nil && !o.is(h) {
+	var h rawHandle
+	if err = h.at(next, ""); err == nil && len(o.Handle) > 0 && !h.is(o.Handle) {
 		err = errMoved
 	}
 	if err != nil {

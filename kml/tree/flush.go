@@ -24,6 +24,28 @@ func (s source) site(id kml.SiteID) siteState {
 	return siteState{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint64(b[16:])}
 }
 
+// site is what the log has seen of a site.
+func (x *Index) site(id kml.SiteID) (st siteState) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for _, l := range x.layers {
+		if st, ok := l.sites[id]; ok {
+			return st
+		}
+	}
+	st, ok := x.clean.site(id)
+	if ok {
+		return st
+	}
+	if x.view(func(tx *bolt.Tx) error {
+		st = source{tx: tx}.site(id)
+		return nil
+	}) == nil {
+		x.clean.keepSite(id, st)
+	}
+	return st
+}
+
 func (s source) origin(o kml.Origin) (kml.Position, bool) {
 	for _, l := range s.layers {
 		if p, ok := l.origins[o]; ok {

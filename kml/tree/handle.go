@@ -23,6 +23,8 @@ type handle struct {
 	mu  sync.RWMutex // held for reading by every use of fd, for writing by reopen and Close
 	fd  atomic.Int64
 	gen atomic.Uint64 // obj.gen the descriptor belongs to
+	// content is Attr.Content of the descriptor's inode; 0 until it is asked for.
+	content atomic.Uint64
 	// left is Attr.DataVersion from when the descriptor's inode was replaced.
 	left atomic.Uint64
 }
@@ -73,17 +75,16 @@ func (t *Tree) Open(ctx context.Context, c *Cred, oid kml.OID, flags int) (Handl
 	return nil, syscall.ESTALE
 }
 
-// created is the handle of a file that was made with its descriptor.
-func (t *Tree) created(oid kml.OID, fd, flags int, c *Cred) *handle {
+// created is the handle of a file that was made with its descriptor; inode is
+// that one's handle.
+func (t *Tree) created(oid kml.OID, inode []byte, fd, flags int, c *Cred) *handle {
 	o := t.objects.acquire(oid)
 	defer t.objects.release(o)
 	for {
 		gen := o.still()
 		obj, err := t.index.Get(oid)
-		if err == nil {
-			if b, err := HandleAt(fd, ""); err == nil && !obj.is(b) {
-				gen = noGen // replaced as soon as it was visible
-			}
+		if err == nil && len(inode) > 0 && !obj.is(inode) {
+			gen = noGen // replaced as soon as it was visible
 		}
 		if h, ok := t.objects.handle(t, oid, fd, flags, c, gen); ok {
 			return h
@@ -93,8 +94,12 @@ func (t *Tree) created(oid kml.OID, fd, flags int, c *Cred) *handle {
 
 // openFile opens the regular file oid as c.
 func (t *Tree) openFile(ctx context.Context, c *Cred, oid kml.OID, flags int) (int, error) {
+	if c.asProcess() && flags&unix.O_TRUNC == 0 {
+		if fd, ok := t.openDirect(oid, flags); ok {
+			return fd, nil
+		}
+	}
 	fd := -1
-	keep := unix.O_ACCMODE | unix.O_APPEND | unix.O_NOATIME
 	err := t.at(ctx, nil, oid, func(p place) error {
 		var st unix.Stat_t
 		if err := unix.Fstat(p.fd, &st); err != nil {
@@ -115,11 +120,45 @@ func (t *Tree) openFile(ctx context.Context, c *Cred, oid kml.OID, flags int) (i
 			}
 		}
 		return c.as(func() (err error) {
-			fd, err = unix.Open(p.path(), flags&keep|unix.O_CLOEXEC, 0)
+			fd, err = unix.Open(p.path(), flags&openFlags|unix.O_CLOEXEC, 0)
 			return err
 		})
 	})
 	return fd, err
+}
+
+// openFlags are what an open of a file takes from its caller.
+const openFlags = unix.O_ACCMODE | unix.O_APPEND | unix.O_NOATIME
+
+// openDirect opens a file that nothing is known against by its name, and looks
+// afterwards whether it is the one meant. ok is false where that takes another
+// way.
+func (t *Tree) openDirect(oid kml.OID, flags int) (fd int, ok bool) {
+	obj, err := t.index.Get(oid)
+	if err != nil || obj.Attr.Mode&unix.S_IFMT != unix.S_IFREG || len(obj.Handle) == 0 || t.suspect.Load() != nil {
+		return -1, false
+	}
+	if _, bad := t.damage.has(oid); bad {
+		return -1, false
+	}
+	mu := t.names.of(obj.Parent)
+	mu.RLock()
+	defer mu.RUnlock()
+	ref, err := t.dirs.get(obj.Parent)
+	if err != nil {
+		return -1, false
+	}
+	defer ref.release()
+	// What stands there instead by now must not make the open wait.
+	fd, err = unix.Openat(ref.fd, obj.Name, flags&openFlags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, false
+	}
+	if t.verifyName(fd, "", obj) != nil {
+		unix.Close(fd)
+		return -1, false
+	}
+	return fd, true
 }
 
 func (h *handle) writable() bool { return h.flags&unix.O_ACCMODE != unix.O_RDONLY }
@@ -134,12 +173,21 @@ func (h *handle) Pinned() bool { return !h.writable() && h.gen.Load() != h.obj.g
 func (h *handle) Content() uint64 {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	b, err := HandleAt(int(h.fd.Load()), "")
-	if err != nil {
+	return h.contentLocked()
+}
+
+// contentLocked is Content for who holds h.mu.
+func (h *handle) contentLocked() uint64 {
+	if v := h.content.Load(); v != 0 {
+		return v
+	}
+	var raw rawHandle
+	if raw.at(int(h.fd.Load()), "") != nil {
 		return 0
 	}
 	a := Attr{Mode: unix.S_IFREG}
-	a.contentIs(b)
+	a.contentIs(raw.bytes())
+	h.content.Store(a.Content)
 	return a.Content
 }
 
@@ -175,8 +223,11 @@ func (h *handle) attrOnce() (a Attr, gen uint64, err error) {
 	if err != nil {
 		return Attr{}, 0, err
 	}
-	a, _, err = h.t.settledAttr(obj, int(h.fd.Load()))
-	return a, h.gen.Load(), err
+	if a, _, err = h.t.joinedAttr(obj, int(h.fd.Load())); err != nil {
+		return Attr{}, 0, err
+	}
+	a.Content = h.contentLocked()
+	return a, h.gen.Load(), nil
 }
 
 // ReadAt is Handle.ReadAt.
@@ -227,6 +278,7 @@ func (h *handle) follow(ctx context.Context) error {
 		s := &h.t.objects
 		s.mu.Lock() // dup takes a descriptor under it
 		old := h.fd.Swap(int64(fd))
+		h.content.Store(0)
 		h.gen.Store(gen)
 		s.mu.Unlock()
 		unix.Close(int(old))

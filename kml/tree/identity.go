@@ -16,14 +16,21 @@ const atHandleFID = 0x200
 // (name_to_handle_at(2)). It has the inode's generation, so it tells a file from
 // another that got the same inode number later. Links are not followed.
 func HandleAt(dirfd int, name string) ([]byte, error) {
-	flags := 0
-	if name == "" {
-		flags = unix.AT_EMPTY_PATH
+	var h rawHandle
+	err := h.at(dirfd, name)
+	if err == unix.ENAMETOOLONG { // a path
+		return handleAtPath(dirfd, name)
 	}
-	h, _, err := unix.NameToHandleAt(dirfd, name, flags)
+	if err != nil {
+		return nil, fmt.Errorf("file handle: %w", err)
+	}
+	return h.bytes(), nil
+}
+
+func handleAtPath(dirfd int, path string) ([]byte, error) {
+	h, _, err := unix.NameToHandleAt(dirfd, path, 0)
 	if err == unix.EOPNOTSUPP {
-		// overlayfs and others give handles that identify and cannot be opened.
-		h, _, err = unix.NameToHandleAt(dirfd, name, flags|atHandleFID)
+		h, _, err = unix.NameToHandleAt(dirfd, path, atHandleFID)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("file handle: %w", err)

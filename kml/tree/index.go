@@ -54,6 +54,7 @@ type Index struct {
 	logger *slog.Logger
 
 	wmu sync.Mutex // one Update
+	own *overlay   // of the last Update, emptied, for the next
 
 	mu     sync.RWMutex
 	layers []*overlay // newest first; never empty; only the newest changes
@@ -234,8 +235,8 @@ func (x *Index) Get(oid kml.OID) (o *Object, err error) {
 		o, err = source{tx: tx}.get(oid)
 		return err
 	})
-	if err == nil {
-		x.clean.keep(o)
+	if err == nil || errors.Is(err, ErrNotFound) { // every new object is asked for first
+		x.clean.keep(oid, o)
 	}
 	return o, err
 }

@@ -26,14 +26,13 @@ func (t *Tree) Lookup(ctx context.Context, c *Cred, parent kml.OID, name string)
 			return err
 		}
 		for range maxRetry {
-			end := t.log.End()
 			k, err := t.child(dirfd, parent, name)
 			if err != nil {
 				return err
 			}
 			a = t.attrOf(k.obj, &k.st)
 			a.contentIs(k.handle)
-			if t.log.End() == end {
+			if now, err := t.index.Get(k.oid); err == nil && now == k.obj {
 				break // no store was cut between the looks at disk and index
 			}
 		}
@@ -69,12 +68,13 @@ func (t *Tree) Parent(_ context.Context, oid kml.OID) (kml.OID, error) {
 // replacement of its contents, never a mix.
 func (t *Tree) Getattr(ctx context.Context, _ *Cred, oid kml.OID) (Attr, error) {
 	for range maxRetry {
-		var a Attr
-		whole := false
-		err := t.at(ctx, nil, oid, func(p place) (err error) {
-			a, whole, err = t.settledAttr(p.obj, p.fd)
-			return err
-		})
+		a, whole, err := t.getattrNamed(oid)
+		if errors.Is(err, errMismatch) || errors.Is(err, ErrNotFound) {
+			err = t.at(ctx, nil, oid, func(p place) (err error) {
+				a, whole, err = t.settledAttr(p.obj, p.fd)
+				return err
+			})
+		}
 		if whole || err != nil {
 			return a, err
 		}
@@ -82,35 +82,79 @@ func (t *Tree) Getattr(ctx context.Context, _ *Cred, oid kml.OID) (Attr, error) 
 	return Attr{}, syscall.ESTALE
 }
 
+// getattrNamed looks at an object where the index has it, without opening it.
+// whole is false when it changed meanwhile, and the error ErrNotFound or
+// errMismatch when it is not there.
+func (t *Tree) getattrNamed(oid kml.OID) (a Attr, whole bool, err error) {
+	if oid == kml.RootOID {
+		return Attr{}, false, errMismatch
+	}
+	obj, err := t.index.Get(oid)
+	if err != nil {
+		return Attr{}, false, err
+	}
+	_, dirty := t.objects.dataVersion(oid)
+	mu := t.names.of(obj.Parent)
+	mu.RLock()
+	defer mu.RUnlock()
+	ref, err := t.dirs.get(obj.Parent)
+	if err != nil {
+		return Attr{}, false, mismatch(err)
+	}
+	defer ref.release()
+	var st unix.Statx_t
+	if err := statAt(ref.fd, obj.Name, &st); err != nil {
+		return Attr{}, false, mismatch(err)
+	}
+	handle, err := t.verify(ref.fd, obj.Name, obj, &st)
+	if err != nil {
+		return Attr{}, false, err
+	}
+	a = t.attrOf(obj, &st)
+	a.contentIs(handle)
+	now, err := t.index.Get(oid)
+	return a, err == nil && now == obj && dirty == (a.DataVersion&DataDirty != 0), err
+}
+
 // settledAttr joins what the disk says of fd with what the index knows of its
 // object, at one moment as far as the log tells: a store that is cut meanwhile
 // is in both or in neither. obj is what the index said when fd was found. whole
 // is false when the index has another inode for the object by now.
 func (t *Tree) settledAttr(obj *Object, fd int) (a Attr, whole bool, err error) {
-	for range maxRetry {
-		end := t.log.End()
-		_, dirty := t.objects.dataVersion(obj.OID)
-		var st unix.Statx_t
-		if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, statxMask, &st); err != nil {
-			return Attr{}, false, err
-		}
-		a = t.attrOf(obj, &st)
-		if t.log.End() == end && dirty == (a.DataVersion&DataDirty != 0) {
-			break
-		}
-		if obj, err = t.objectOrGone(obj.OID); err != nil {
-			return Attr{}, false, err
-		}
+	if a, obj, err = t.joinedAttr(obj, fd); err != nil {
+		return Attr{}, false, err
 	}
 	if a.Mode&unix.S_IFMT != unix.S_IFREG {
 		return a, true, nil
 	}
-	h, err := HandleAt(fd, "")
-	if err != nil {
+	var h rawHandle
+	if h.at(fd, "") != nil {
 		return a, true, nil // the index could not know it either
 	}
-	a.contentIs(h)
-	return a, obj.is(h), nil
+	a.contentIs(h.bytes())
+	return a, len(obj.Handle) == 0 || h.is(obj.Handle), nil
+}
+
+// joinedAttr is settledAttr without a look at which inode it is: it leaves
+// Content alone, and gives what the index says of the object by now.
+func (t *Tree) joinedAttr(obj *Object, fd int) (a Attr, now *Object, err error) {
+	for range maxRetry {
+		_, dirty := t.objects.dataVersion(obj.OID)
+		var st unix.Statx_t
+		if err = statAt(fd, "", &st); err != nil {
+			return Attr{}, nil, err
+		}
+		a = t.attrOf(obj, &st)
+		now, err = t.objectOrGone(obj.OID)
+		if err != nil {
+			return Attr{}, nil, err
+		}
+		if (now == obj || now.Version == 0 && obj.Version == 0) && dirty == (a.DataVersion&DataDirty != 0) {
+			break
+		}
+		obj = now
+	}
+	return a, obj, nil
 }
 
 // objectOrGone is what the index holds of an object; of one that has no name

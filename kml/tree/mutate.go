@@ -56,10 +56,13 @@ func (t *Tree) mutate(ctx context.Context, m mutation) error {
 	if err := t.index.Room(); err != nil {
 		return err
 	}
-	intent, err := m.intent()
+	room := t.bufs.Get().(*[]byte)
+	defer t.bufs.Put(room)
+	intent, err := m.intent((*room)[:0])
 	if err != nil {
 		return err
 	}
+	*room = intent[:0]
 	res, err := t.log.Reserve(min(int64(len(intent))+slack, kml.MaxRecord))
 	if err != nil {
 		return err
@@ -91,15 +94,15 @@ func (t *Tree) mutate(ctx context.Context, m mutation) error {
 	return nil
 }
 
-// intent is the whole record to be, with m.handle as its value.
-func (m *mutation) intent() ([]byte, error) {
+// intent appends the whole record to be to b, with m.handle as its value.
+func (m *mutation) intent(b []byte) ([]byte, error) {
 	r := m.rec
 	if m.handle != nil {
 		c := *r
 		c.Value = m.handle
 		r = &c
 	}
-	b, _, err := kml.AppendRecord(nil, r, 0)
+	b, _, err := kml.AppendRecord(b, r, 0)
 	return b, err
 }
 
@@ -171,6 +174,6 @@ func (t *Tree) record(c *Cred, op kml.Op) *kml.Record {
 // mtimeOf is the modification time of what fd holds.
 func mtimeOf(fd int) (int64, error) {
 	var st unix.Statx_t
-	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MTIME, &st)
+	err := statAt(fd, "", &st)
 	return nsOf(st.Mtime), err
 }

@@ -45,19 +45,20 @@ func (t *Tree) Setattr(ctx context.Context, c *Cred, oid kml.OID, h Handle, s Se
 	r := t.record(c, kml.OpSetattr)
 	r.OID = oid
 	if s.Mask != 0 {
-		if err := t.setattr(ctx, c, r, s); err != nil {
-			return Attr{}, err
+		if a, err := t.setattr(ctx, c, r, s); err != nil || a.OID != 0 {
+			return a, err
 		}
 	}
 	return t.Getattr(ctx, c, oid)
 }
 
 // setattr changes everything but the size under the object's lock and journals
-// what really changed. An access time alone is nobody else's business.
-func (t *Tree) setattr(ctx context.Context, c *Cred, r *kml.Record, s SetAttr) error {
-	return t.answer(t.atLocked(ctx, r.OID, func(p place) error {
+// what really changed. An access time alone is nobody else's business. a is what
+// the object is then, where that was looked at: else its oid is 0.
+func (t *Tree) setattr(ctx context.Context, c *Cred, r *kml.Record, s SetAttr) (a Attr, err error) {
+	err = t.atLocked(ctx, r.OID, func(p place) error {
 		var old, st unix.Statx_t
-		if err := unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &old); err != nil {
+		if err := statAt(p.fd, "", &old); err != nil {
 			return err
 		}
 		if s.Mask&SetMode != 0 && old.Mode&unix.S_IFMT == unix.S_IFLNK {
@@ -70,11 +71,11 @@ func (t *Tree) setattr(ctx context.Context, c *Cred, r *kml.Record, s SetAttr) e
 		if !changes(was, r.Attr) && r.Origin == (kml.Origin{}) {
 			return call() // nothing to log; the kernel still says whether it is allowed
 		}
-		return t.mutate(ctx, mutation{
+		err := t.mutate(ctx, mutation{
 			rec:  r,
 			call: call,
 			result: func() error {
-				if err := unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &st); err != nil {
+				if err := statAt(p.fd, "", &st); err != nil {
 					return err
 				}
 				r.Attr = kmlAttr(&st)
@@ -83,7 +84,13 @@ func (t *Tree) setattr(ctx context.Context, c *Cred, r *kml.Record, s SetAttr) e
 			},
 			index: func(b *Batch) error { return noteChange(b, r.OID, &st) },
 		})
-	}))
+		if obj, e := t.index.Get(r.OID); err == nil && e == nil && st.Mask != 0 && len(p.handle) > 0 {
+			a = t.attrOf(obj, &st)
+			a.contentIs(p.handle)
+		}
+		return err
+	})
+	return a, t.answer(err)
 }
 
 // wanted is what a should become, as far as can be said beforehand.
@@ -144,7 +151,7 @@ func (p place) applyAs(c *Cred, old *unix.Statx_t, s SetAttr) error {
 	if err != nil {
 		return err
 	}
-	return unix.Chmod(p.path(), s.Mode&07777)
+	return fchmod(p, s.Mode&07777)
 }
 
 // apply makes the system calls: owner, then mode (a change of owner clears
@@ -163,7 +170,7 @@ func (p place) apply(s SetAttr) error {
 		}
 	}
 	if s.Mask&SetMode != 0 {
-		if err := unix.Chmod(p.path(), s.Mode&07777); err != nil {
+		if err := fchmod(p, s.Mode&07777); err != nil {
 			return err
 		}
 	}
@@ -248,7 +255,16 @@ func (p place) listxattr() ([]string, error) {
 }
 
 // xattrs reads all that a record carries. A file system without them has none.
-func (p place) xattrs() ([]kml.Xattr, error) {
+func (p place) xattrs() ([]kml.Xattr, error) { return p.xattrsOf(-1) }
+
+// xattrsOf is xattrs with a descriptor of the same object that may be read or
+// written, or -1: mostly there are none, which that tells sooner.
+func (p place) xattrsOf(fd int) ([]kml.Xattr, error) {
+	if fd >= 0 {
+		if n, err := unix.Flistxattr(fd, nil); err == nil && n == 0 {
+			return nil, nil
+		}
+	}
 	names, err := p.listxattr()
 	if err == unix.EOPNOTSUPP {
 		return nil, nil

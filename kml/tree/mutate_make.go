@@ -29,18 +29,17 @@ func (m *making) asMaker(f func() error) error {
 	return m.c.as(f)
 }
 
-// make creates what m says under the folder's lock and returns it.
-func (t *Tree) make(ctx context.Context, m making) (Attr, error) {
+// make creates what m says under the folder's lock and returns it, with the
+// handle of its inode.
+func (t *Tree) make(ctx context.Context, m making) (Attr, []byte, error) {
 	r := m.rec
 	if err := checkName(r.Parent, r.Name); err != nil {
-		return Attr{}, err
+		return Attr{}, nil, err
 	}
 	var a Attr
+	var handle []byte
 	err := t.inDir(ctx, r.Parent, r.Name, true, func(dirfd int) error {
-		switch _, err := t.child(dirfd, r.Parent, r.Name); {
-		case err == nil:
-			return syscall.EEXIST
-		case !errors.Is(err, syscall.ENOENT):
+		if err := t.nameFree(dirfd, r.Parent, r.Name); err != nil {
 			return err
 		}
 		if r.OID == 0 {
@@ -54,10 +53,9 @@ func (t *Tree) make(ctx context.Context, m making) (Attr, error) {
 			r.Attr.UID, r.Attr.GID = m.c.author()
 		}
 		var st unix.Statx_t
-		var handle []byte
 		err := t.mutate(ctx, mutation{
 			rec:  r,
-			call: func() error { return m.c.as(func() error { return m.call(dirfd) }) },
+			call: func() error { return taken(m.c.as(func() error { return m.call(dirfd) })) },
 			result: func() (err error) {
 				handle, err = t.finishNew(dirfd, m, &st)
 				return err
@@ -78,7 +76,31 @@ func (t *Tree) make(ctx context.Context, m making) (Attr, error) {
 		}
 		return nil
 	})
-	return a, t.answer(err)
+	return a, handle, t.answer(err)
+}
+
+// nameFree refuses a name that the index knows to be taken. Of others the system
+// call that takes the name says what is there on disk; see taken.
+func (t *Tree) nameFree(dirfd int, parent kml.OID, name string) error {
+	if _, _, known := t.index.Child(parent, name); !known {
+		return nil
+	}
+	switch _, err := t.child(dirfd, parent, name); {
+	case err == nil:
+		return syscall.EEXIST
+	case !errors.Is(err, syscall.ENOENT):
+		return err
+	}
+	return nil
+}
+
+// taken makes of EEXIST for a name that the index does not know that somebody
+// took it behind the tree's back.
+func taken(err error) error {
+	if err == syscall.EEXIST {
+		return errMismatch
+	}
+	return err
 }
 
 // finishNew gives a new object its owner, then its mode (a change of owner
@@ -94,20 +116,39 @@ func (t *Tree) finishNew(dirfd int, m making, st *unix.Statx_t) (handle []byte, 
 	}
 	p := place{fd: fd}
 	var parent unix.Statx_t
-	if err := unix.Statx(dirfd, "", unix.AT_EMPTY_PATH, statxMask, &parent); err != nil {
+	if err := statAt(dirfd, "", &parent); err != nil {
 		return nil, err
 	}
 	r.ParentMtime = nsOf(parent.Mtime)
-	want := r.Attr
 	uid, gid, chown := m.c.owner()
-	if m.exact {
-		uid, gid, chown = want.UID, want.GID, t.root
+	if m.exact || chown {
+		if m.exact {
+			uid, gid, chown = r.Attr.UID, r.Attr.GID, t.root
+		}
+		if err := m.dress(p, &parent, uid, gid, chown); err != nil {
+			return nil, err
+		}
 	}
+	if err := statAt(fd, "", st); err != nil {
+		return nil, err
+	}
+	r.Attr = kmlAttr(st)
+	if r.Xattrs, err = p.xattrsOf(*m.fd); err != nil {
+		return nil, err
+	}
+	return HandleAt(fd, "")
+}
+
+// dress gives a new object its owner, with chown, and then its mode, and what
+// else an exact record says.
+func (m *making) dress(p place, parent *unix.Statx_t, uid, gid uint32, chown bool) error {
+	r, fd, want := m.rec, p.fd, m.rec.Attr
+	var st unix.Statx_t
 	if chown && m.exact && !m.c.asProcess() {
 		// It is the user's; the group is what the user may give it.
 		err := m.c.as(func() error { return unix.Fchownat(fd, "", -1, int(gid), unix.AT_EMPTY_PATH) })
 		if err != nil && err != unix.EPERM {
-			return nil, err
+			return err
 		}
 	} else if chown {
 		g := int(gid)
@@ -115,11 +156,11 @@ func (t *Tree) finishNew(dirfd int, m making, st *unix.Statx_t) (handle []byte, 
 			g = -1 // the kernel gave it the folder's group
 		}
 		if err := unix.Fchownat(fd, "", int(uid), g, unix.AT_EMPTY_PATH); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, statxMask, st); err != nil {
-		return nil, err
+	if err := statAt(fd, "", &st); err != nil {
+		return err
 	}
 	mode := want.Mode & 07777
 	if m.exact || chown && mode&06000 != 0 {
@@ -127,32 +168,24 @@ func (t *Tree) finishNew(dirfd int, m making, st *unix.Statx_t) (handle []byte, 
 			mode |= uint32(st.Mode) & unix.S_ISGID
 		}
 		if r.Op != kml.OpSymlink && uint32(st.Mode)&07777 != mode {
-			if err := m.asMaker(func() error { return unix.Chmod(p.path(), mode) }); err != nil {
-				return nil, err
+			if err := m.asMaker(func() error { return fchmod(p, mode) }); err != nil {
+				return err
 			}
 		}
 	}
 	if m.exact && want.Mtime != 0 {
 		if err := p.utimes(utimeOmit, want.Mtime); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if m.exact {
 		for _, x := range r.Xattrs {
 			if err := m.asMaker(func() error { return unix.Setxattr(p.path(), x.Name, x.Value, 0) }); err != nil {
-				return nil, err
+				return err
 			}
 		}
 	}
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, statxMask, st); err != nil {
-		return nil, err
-	}
-	r.Attr = kmlAttr(st)
-	r.Xattrs, err = p.xattrs()
-	if err != nil {
-		return nil, err
-	}
-	return HandleAt(fd, "")
+	return nil
 }
 
 // noteInode tells the index which inode an object is.
@@ -178,12 +211,12 @@ func (t *Tree) Create(ctx context.Context, c *Cred, parent kml.OID, name string,
 		r.Parent, r.Name, r.Attr.Mode = parent, name, unix.S_IFREG|mode&07777
 		fd := -1
 		open := flags&^(unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_SYNC|unix.O_DIRECT) | unix.O_CREAT | unix.O_EXCL | unix.O_CLOEXEC
-		a, err := t.make(ctx, making{c: c, rec: r, fd: &fd, call: func(dirfd int) (err error) {
+		a, inode, err := t.make(ctx, making{c: c, rec: r, fd: &fd, call: func(dirfd int) (err error) {
 			fd, err = unix.Openat(dirfd, name, open, mode&07777)
 			return err
 		}})
 		if err == nil {
-			return a, t.created(a.OID, fd, flags, c), nil
+			return a, t.created(a.OID, inode, fd, flags, c), nil
 		}
 		if fd >= 0 {
 			unix.Close(fd)
@@ -211,14 +244,14 @@ func (t *Tree) Create(ctx context.Context, c *Cred, parent kml.OID, name string,
 func (t *Tree) Mkdir(ctx context.Context, c *Cred, parent kml.OID, name string, mode uint32) (Attr, error) {
 	r := t.record(c, kml.OpMkdir)
 	r.Parent, r.Name, r.Attr.Mode = parent, name, unix.S_IFDIR|mode&07777
-	return t.make(ctx, t.makingOf(c, r))
+	return t.made(ctx, c, r)
 }
 
 // Symlink is FS.Symlink.
 func (t *Tree) Symlink(ctx context.Context, c *Cred, parent kml.OID, name, target string) (Attr, error) {
 	r := t.record(c, kml.OpSymlink)
 	r.Parent, r.Name, r.Target, r.Attr.Mode = parent, name, target, unix.S_IFLNK|0777
-	return t.make(ctx, t.makingOf(c, r))
+	return t.made(ctx, c, r)
 }
 
 // Mknod is FS.Mknod.
@@ -233,7 +266,13 @@ func (t *Tree) Mknod(ctx context.Context, c *Cred, parent kml.OID, name string, 
 	}
 	r := t.record(c, op)
 	r.Parent, r.Name, r.Attr.Mode, r.Attr.Rdev = parent, name, mode, rdev
-	return t.make(ctx, t.makingOf(c, r))
+	return t.made(ctx, c, r)
+}
+
+// made makes what is not opened by being made.
+func (t *Tree) made(ctx context.Context, c *Cred, r *kml.Record) (Attr, error) {
+	a, _, err := t.make(ctx, t.makingOf(c, r))
+	return a, err
 }
 
 // makingOf is the making of everything that is not opened by being made.
@@ -280,10 +319,7 @@ func (t *Tree) link(ctx context.Context, c *Cred, r *kml.Record) (Attr, error) {
 
 // linkIn gives p's object one more name in a folder that is locked.
 func (t *Tree) linkIn(ctx context.Context, c *Cred, r *kml.Record, dirfd int, p place) (a Attr, err error) {
-	switch _, err := t.child(dirfd, r.Parent, r.Name); {
-	case err == nil:
-		return a, syscall.EEXIST
-	case !errors.Is(err, syscall.ENOENT):
+	if err := t.nameFree(dirfd, r.Parent, r.Name); err != nil {
 		return a, err
 	}
 	defer t.objs.lock(r.OID)()
@@ -304,9 +340,9 @@ func (t *Tree) linkIn(ctx context.Context, c *Cred, r *kml.Record, dirfd int, p 
 		handle: handle,
 		// linkat(2) through /proc needs no right that AT_EMPTY_PATH would.
 		call: func() error {
-			return c.as(func() error {
+			return taken(c.as(func() error {
 				return unix.Linkat(unix.AT_FDCWD, p.path(), dirfd, r.Name, unix.AT_SYMLINK_FOLLOW)
-			})
+			}))
 		},
 		result: func() (err error) {
 			if r.ParentMtime, err = mtimeOf(dirfd); err != nil {

@@ -49,7 +49,7 @@ func (t *Tree) remove(ctx context.Context, c *Cred, r *kml.Record, check func(k 
 			}
 		}
 		defer t.objs.lock(k.oid)()
-		if err := k.refresh(dirfd, r.Name); err != nil {
+		if err := t.refresh(&k, dirfd, r.Name); err != nil {
 			return err
 		}
 		r.OID = k.oid
@@ -69,10 +69,13 @@ func (t *Tree) remove(ctx context.Context, c *Cred, r *kml.Record, check func(k 
 	}))
 }
 
-// refresh looks at a child's attributes again once its lock is held: links may
-// have come and gone.
-func (k *child) refresh(dirfd int, name string) error {
-	return unix.Statx(dirfd, name, unix.AT_SYMLINK_NOFOLLOW, statxMask, &k.st)
+// refresh looks at a child's attributes again once its lock is held, if anything
+// was journaled of it since: links may have come and gone.
+func (t *Tree) refresh(k *child, dirfd int, name string) error {
+	if now, err := t.index.Get(k.oid); err == nil && now == k.obj {
+		return nil
+	}
+	return statAt(dirfd, name, &k.st)
 }
 
 // victim is what a record keeps of an object that loses a name.
@@ -152,12 +155,16 @@ func (t *Tree) renameOnce(ctx context.Context, c *Cred, r *kml.Record, check fun
 		return mapDirErr(err)
 	}
 	defer to.release()
-	src, err := t.child(from.fd, r.Parent, r.Name)
+	look := t.childOnly
+	if check != nil {
+		look = t.child
+	}
+	src, err := look(from.fd, r.Parent, r.Name)
 	if err != nil {
 		return err
 	}
-	dst, err := t.child(to.fd, r.NewParent, r.NewName)
-	if err != nil && !errors.Is(err, syscall.ENOENT) {
+	dst, err := t.target(to.fd, r, held, check != nil)
+	if err != nil {
 		return err
 	}
 	if check != nil {
@@ -170,11 +177,12 @@ func (t *Tree) renameOnce(ctx context.Context, c *Cred, r *kml.Record, check fun
 	}
 	defer t.objs.lock(src.oid, dst.oid)()
 	if dst.oid != 0 {
-		if err := dst.refresh(to.fd, r.NewName); err != nil {
+		if err := t.refresh(&dst, to.fd, r.NewName); err != nil {
 			return err
 		}
 	}
 	r.OID = src.oid
+	r.Victim, r.Flags = nil, r.Flags&^kml.FlagGone
 	var how uint
 	switch {
 	case r.Flags&kml.FlagExchange != 0:
@@ -189,19 +197,56 @@ func (t *Tree) renameOnce(ctx context.Context, c *Cred, r *kml.Record, check fun
 		if dst.st.Nlink <= 1 || dst.st.Mode&unix.S_IFMT == unix.S_IFDIR {
 			r.Flags |= kml.FlagGone
 		}
+	default:
+		return t.renameFree(ctx, c, r, src, from.fd, to.fd)
 	}
+	return t.renameCall(ctx, c, r, src, from.fd, to.fd, how)
+}
+
+// target is what the new name of a rename holds, with oid 0 when that is nothing.
+// A plain rename to a name that the index does not know leaves the look at the
+// disk to the kernel (see renameFree), unless it must be sure.
+func (t *Tree) target(dirfd int, r *kml.Record, held kml.OID, sure bool) (child, error) {
+	if held == 0 && !sure && r.Flags&(kml.FlagExchange|kml.FlagNoReplace) == 0 {
+		return child{}, nil
+	}
+	k, err := t.child(dirfd, r.NewParent, r.NewName)
+	return k, ignore(err, syscall.ENOENT)
+}
+
+// renameFree is a rename to a name that holds nothing as far as the index knows:
+// the kernel is asked to see to that.
+func (t *Tree) renameFree(ctx context.Context, c *Cred, r *kml.Record, src child, from, to int) error {
+	err := t.renameCall(ctx, c, r, src, from, to, unix.RENAME_NOREPLACE)
+	switch {
+	case errors.Is(err, syscall.EEXIST):
+		return errMismatch // somebody made it behind our back
+	case !errors.Is(err, syscall.EINVAL):
+		return err
+	}
+	// A folder into itself, or a file system that does not know the flag.
+	if _, err := t.child(to, r.NewParent, r.NewName); !errors.Is(err, syscall.ENOENT) {
+		if err == nil {
+			err = errAgain
+		}
+		return err
+	}
+	return t.renameCall(ctx, c, r, src, from, to, 0)
+}
+
+func (t *Tree) renameCall(ctx context.Context, c *Cred, r *kml.Record, src child, from, to int, how uint) error {
 	return t.mutate(ctx, mutation{
 		rec:    r,
 		handle: src.handle,
 		call: func() error {
-			return c.as(func() error { return unix.Renameat2(from.fd, r.Name, to.fd, r.NewName, how) })
+			return c.as(func() error { return unix.Renameat2(from, r.Name, to, r.NewName, how) })
 		},
 		result: func() (err error) {
-			if r.ParentMtime, err = mtimeOf(from.fd); err != nil {
+			if r.ParentMtime, err = mtimeOf(from); err != nil {
 				return err
 			}
 			if r.NewParent != r.Parent {
-				r.NewParentMtime, err = mtimeOf(to.fd)
+				r.NewParentMtime, err = mtimeOf(to)
 			}
 			return err
 		},

@@ -17,6 +17,8 @@ import (
 type place struct {
 	fd  int
 	obj *Object
+	// handle is the inode's, where it was compared with the index; else empty.
+	handle []byte
 }
 
 // path names the object for system calls that take no descriptor. Following
@@ -70,8 +72,10 @@ func (t *Tree) current(p place) bool {
 	if err != nil {
 		return errors.Is(err, ErrNotFound)
 	}
-	h, err := HandleAt(p.fd, "")
-	return err == nil && o.is(h)
+	if len(p.handle) > 0 {
+		return o.is(p.handle)
+	}
+	return t.verifyName(p.fd, "", o) == nil
 }
 
 // open finds oid on disk. The caller closes the descriptor.
@@ -81,7 +85,7 @@ func (t *Tree) open(ctx context.Context, oid kml.OID) (place, error) {
 		if err != nil {
 			obj = &Object{OID: oid}
 		}
-		return place{fd, obj}, nil
+		return place{fd: fd, obj: obj}, nil
 	}
 	for range maxRetry {
 		obj, err := t.index.Get(oid)
@@ -93,7 +97,7 @@ func (t *Tree) open(ctx context.Context, oid kml.OID) (place, error) {
 		}
 		fd, err := t.openNamed(obj)
 		if err == nil {
-			return place{fd, obj}, nil
+			return place{fd: fd, obj: obj, handle: obj.Handle}, nil
 		}
 		if !errors.Is(err, errMismatch) {
 			return place{}, err
@@ -122,8 +126,7 @@ func (t *Tree) openNamed(obj *Object) (int, error) {
 	if err != nil {
 		return -1, mismatch(err)
 	}
-	h, err := HandleAt(fd, "")
-	if err != nil || !obj.is(h) {
+	if t.verifyName(fd, "", obj) != nil {
 		unix.Close(fd)
 		return -1, errMismatch
 	}
@@ -172,7 +175,7 @@ const statxMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME
 func (t *Tree) child(dirfd int, parent kml.OID, name string) (child, error) {
 	var k child
 	oid, _, known := t.index.Child(parent, name)
-	err := unix.Statx(dirfd, name, unix.AT_SYMLINK_NOFOLLOW, statxMask, &k.st)
+	err := statAt(dirfd, name, &k.st)
 	if err == syscall.ENOENT {
 		if known {
 			return k, errMismatch
@@ -185,17 +188,25 @@ func (t *Tree) child(dirfd int, parent kml.OID, name string) (child, error) {
 	if !known {
 		return k, errMismatch
 	}
-	if k.handle, err = HandleAt(dirfd, name); err != nil {
-		return k, mismatch(err)
-	}
 	if k.obj, err = t.index.Get(oid); err != nil {
 		return k, errMismatch
 	}
 	k.oid = oid
-	if !k.obj.is(k.handle) {
-		return k, errMismatch
+	k.handle, err = t.verify(dirfd, name, k.obj, &k.st)
+	return k, err
+}
+
+// childOnly is child for who needs no attributes.
+func (t *Tree) childOnly(dirfd int, parent kml.OID, name string) (k child, err error) {
+	oid, _, known := t.index.Child(parent, name)
+	if !known {
+		return t.child(dirfd, parent, name)
 	}
-	return k, nil
+	if k.obj, err = t.index.Get(oid); err != nil || len(k.obj.Handle) == 0 {
+		return t.child(dirfd, parent, name)
+	}
+	k.oid, k.handle = oid, k.obj.Handle
+	return k, t.verifyName(dirfd, name, k.obj)
 }
 
 // inDir calls f with the folder locked (for writing when write is set) and an

@@ -12,8 +12,9 @@ import (
 // has replaces here what it wrote before it gives up its layers.
 type readCache struct {
 	mu    sync.Mutex
-	objs  map[kml.OID]*Object
-	names map[Name]nameVal // oid 0: nothing there
+	objs  map[kml.OID]*Object // nil: there is none
+	names map[Name]nameVal    // oid 0: nothing there
+	sites map[kml.SiteID]siteState
 }
 
 // maxClean is how many objects, and how many names, are kept: some 16 MB.
@@ -33,14 +34,32 @@ func (c *readCache) name(n Name) (nameVal, bool) {
 	return v, ok
 }
 
-func (c *readCache) keep(o *Object) {
+// keep keeps what the file says of an object: nil is that it has none.
+func (c *readCache) keep(oid kml.OID, o *Object) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.objs == nil {
 		c.objs = make(map[kml.OID]*Object)
 	}
-	c.objs[o.OID] = o
+	c.objs[oid] = o
 	shrink(c.objs)
+}
+
+func (c *readCache) site(id kml.SiteID) (siteState, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	st, ok := c.sites[id]
+	return st, ok
+}
+
+func (c *readCache) keepSite(id kml.SiteID, st siteState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sites == nil {
+		c.sites = make(map[kml.SiteID]siteState)
+	}
+	c.sites[id] = st
+	shrink(c.sites)
 }
 
 func (c *readCache) keepName(n Name, v nameVal) {
@@ -59,12 +78,15 @@ func (c *readCache) replace(layers []*overlay) {
 	for i := len(layers) - 1; i >= 0; i-- {
 		for oid, o := range layers[i].objs {
 			if o != nil {
-				c.keep(o)
+				c.keep(oid, o)
 				continue
 			}
 			c.mu.Lock()
 			delete(c.objs, oid)
 			c.mu.Unlock()
+		}
+		for id, st := range layers[i].sites {
+			c.keepSite(id, st)
 		}
 		for p, m := range layers[i].names {
 			for n, v := range m {

@@ -110,7 +110,7 @@ func (t *Tree) reintegrate(ctx context.Context, c *Cred, r *kml.Record, staged s
 		}
 		m := t.makingOf(c, r)
 		m.exact = true
-		_, err := t.make(ctx, m)
+		_, _, err := t.make(ctx, m)
 		return err
 	case kml.OpLink:
 		_, err := t.link(ctx, c, r)
@@ -139,7 +139,8 @@ func (t *Tree) reintegrate(ctx context.Context, c *Cred, r *kml.Record, staged s
 			return nil
 		})
 	case kml.OpSetattr:
-		return t.setattr(ctx, c, r, setAttrOf(r))
+		_, err := t.setattr(ctx, c, r, setAttrOf(r))
+		return err
 	case kml.OpSetxattr:
 		return t.changeXattr(ctx, r, func(p place) error {
 			return c.as(func() error { return unix.Setxattr(p.path(), r.Name, r.Value, 0) })

@@ -51,27 +51,34 @@ func (c *Cred) mayMake(r *kml.Record) error {
 // writer is not the process, which the kernel does not know, and capabilities,
 // which it takes itself at the first write without a word.
 func (h *handle) dropPrivs(ctx context.Context) error {
-	h.mu.RLock()
-	fd := int(h.fd.Load())
 	var mode uint32
 	if !h.cred.asProcess() {
-		var st unix.Stat_t
-		if err := unix.Fstat(fd, &st); err != nil {
-			h.mu.RUnlock()
+		obj, err := h.t.objectOrGone(h.obj.oid)
+		if err != nil {
 			return err
 		}
-		mode = st.Mode
+		if mode = obj.Attr.Mode; mode == 0 { // it has no name any more
+			h.mu.RLock()
+			var st unix.Stat_t
+			err := unix.Fstat(int(h.fd.Load()), &st)
+			h.mu.RUnlock()
+			if err != nil {
+				return err
+			}
+			mode = st.Mode
+		}
 	}
 	able := false
-	if _, dirty := h.t.objects.dataVersion(h.obj.oid); !dirty {
-		n, err := unix.Fgetxattr(fd, capability, nil)
+	if !h.obj.dirty.Load() { // the first write since a store
+		h.mu.RLock()
+		n, err := unix.Fgetxattr(int(h.fd.Load()), capability, nil)
+		h.mu.RUnlock()
 		able = err == nil && n > 0
 	}
-	h.mu.RUnlock()
 	if m := strippedMode(mode); m != mode {
 		r := h.t.record(h.cred, kml.OpSetattr)
 		r.OID = h.obj.oid
-		if err := h.t.setattr(ctx, nil, r, SetAttr{Mask: SetMode, Mode: m & 07777}); err != nil {
+		if _, err := h.t.setattr(ctx, nil, r, SetAttr{Mask: SetMode, Mode: m & 07777}); err != nil {
 			return err
 		}
 	}

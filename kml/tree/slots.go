@@ -3,11 +3,14 @@ package tree
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"os"
+	"runtime/debug"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -17,13 +20,17 @@ import (
 // Slots is a small table in a file: a fixed number of slots, each empty or
 // holding a few bytes. It lives in the page cache and outlives a killed process;
 // a power cut may take it. The file is allocated whole, so that a full disk
-// never stops a Put.
+// never stops a Put. Where allocated means that a store into the mapped file
+// cannot fail either, the file is mapped; else it is written with pwrite(2). It
+// may be used by many goroutines.
 type Slots struct {
 	f    *os.File
 	size int
 	free chan int
+	left atomic.Int32 // len(old)
 
-	mu  sync.Mutex
+	mu  sync.RWMutex   // held for reading by every use of m, for writing by Close
+	m   []byte         // the mapped file; nil: it is written
 	old map[int][]byte // what the last run left
 }
 
@@ -55,10 +62,14 @@ func OpenSlots(path string, n, size int) (*Slots, error) {
 		f.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	if mappable(int(f.Fd())) {
+		// Without a mapping the table is slower and as good.
+		s.m, _ = unix.Mmap(int(f.Fd()), 0, int(s.at(n)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	}
 	for i := range n {
 		b, err := s.read(i)
 		if err != nil {
-			f.Close()
+			s.Close()
 			return nil, fmt.Errorf("%s: slot %d: %w", path, i, err)
 		}
 		if b != nil {
@@ -67,7 +78,23 @@ func OpenSlots(path string, n, size int) (*Slots, error) {
 			s.free <- i
 		}
 	}
+	s.left.Store(int32(len(s.old)))
 	return s, nil
+}
+
+// mappable is true of file systems that overwrite allocated blocks in place, and
+// need no room for it: elsewhere a store into a mapping on a full disk is a
+// SIGBUS.
+func mappable(fd int) bool {
+	var st unix.Statfs_t
+	if unix.Fstatfs(fd, &st) != nil {
+		return false
+	}
+	switch st.Type {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.TMPFS_MAGIC:
+		return true
+	}
+	return false
 }
 
 // header writes the head of a new table and checks that of an old one. A power
@@ -135,31 +162,79 @@ func (s *Slots) Put(ctx context.Context, b []byte) (slot int, err error) {
 			return 0, ctx.Err()
 		}
 	}
-	buf := make([]byte, slotHeader, slotHeader+len(b))
-	binary.LittleEndian.PutUint32(buf, uint32(len(b)))
-	binary.LittleEndian.PutUint32(buf[4:], crc32.Checksum(b, castagnoli))
-	if _, err := s.f.WriteAt(append(buf, b...), s.at(slot)); err != nil {
+	if err := s.write(slot, b); err != nil {
 		s.Clear(slot)
-		return 0, err
+		return 0, fmt.Errorf("%s: %w", s.f.Name(), err)
 	}
 	return slot, nil
+}
+
+// write puts b into a slot: the bytes first, so that the header is of all of them.
+func (s *Slots) write(slot int, b []byte) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	at := s.at(slot)
+	if s.m == nil {
+		buf := slotHead(make([]byte, 0, slotHeader+len(b)), b)
+		_, err := s.f.WriteAt(append(buf, b...), at)
+		return err
+	}
+	var head [slotHeader]byte
+	if err := s.store(at+slotHeader, b); err != nil {
+		return err
+	}
+	return s.store(at, slotHead(head[:0], b))
+}
+
+func slotHead(to, b []byte) []byte {
+	to = binary.LittleEndian.AppendUint32(to, uint32(len(b)))
+	return binary.LittleEndian.AppendUint32(to, crc32.Checksum(b, castagnoli))
+}
+
+// store copies b into the mapping. A disk that fails, or a file system that was
+// shut down, is a fault there, and EIO here.
+func (s *Slots) store(at int64, b []byte) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ok := r.(interface{ Addr() uintptr }); !ok {
+				panic(r)
+			}
+			err = unix.EIO
+		}
+	}()
+	copy(s.m[at:], b)
+	return nil
 }
 
 // Clear empties a slot. Writing eight bytes of an allocated page that is in
 // the cache does not fail; if it did, the next start would look at it again.
 func (s *Slots) Clear(slot int) {
-	var zero [slotHeader]byte
-	_, _ = s.f.WriteAt(zero[:], s.at(slot))
-	s.mu.Lock()
-	delete(s.old, slot)
-	s.mu.Unlock()
+	s.clear(s.at(slot))
+	if s.left.Load() > 0 {
+		s.mu.Lock()
+		delete(s.old, slot)
+		s.left.Store(int32(len(s.old)))
+		s.mu.Unlock()
+	}
 	s.free <- slot
+}
+
+func (s *Slots) clear(at int64) {
+	var zero [slotHeader]byte
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.m == nil {
+		_, _ = s.f.WriteAt(zero[:], at)
+		return
+	}
+	_ = s.store(at, zero[:])
 }
 
 // All is what the last run left, by slot, as far as it is not cleared.
 func (s *Slots) All() map[int][]byte {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	out := make(map[int][]byte, len(s.old))
 	for i, b := range s.old {
 		out[i] = b
@@ -167,8 +242,17 @@ func (s *Slots) All() map[int][]byte {
 	return out
 }
 
-// Close closes the file.
-func (s *Slots) Close() error { return s.f.Close() }
+// Close closes the file. A Put that comes later fails.
+func (s *Slots) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	if s.m != nil {
+		err = unix.Munmap(s.m)
+		s.m = nil
+	}
+	return errors.Join(err, s.f.Close())
+}
 
 func ignoreEOF(err error) error {
 	if err == io.EOF {

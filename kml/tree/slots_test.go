@@ -39,6 +39,31 @@ func TestSlotsKnowTheirFormat(t *testing.T) {
 	ok(t, s.Close())
 }
 
+// TestSlotsFailingDisk: a store into a mapping that the file system does not
+// honour is an error and not the process's end.
+func TestSlotsFailingDisk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "slots")
+	s := must[*Slots](t)(OpenSlots(path, 4, 8192))
+	defer s.Close()
+	if s.m == nil {
+		t.Skip("this file system's files are not mapped")
+	}
+	ok(t, os.Truncate(path, 0)) // a SIGBUS behind its end
+	for range 8 {               // a slot is not lost by it
+		_, err := s.Put(ctx, []byte("one"))
+		wantErr(t, err, unix.EIO)
+	}
+	ok(t, os.Truncate(path, s.at(4)))
+	slot := must[int](t)(s.Put(ctx, []byte("one")))
+	if b := must[[]byte](t)(s.read(slot)); string(b) != "one" {
+		t.Errorf("the slot has %q", b)
+	}
+	ok(t, s.Close())
+	if _, err := s.Put(ctx, []byte("one")); err == nil {
+		t.Error("a closed table takes more")
+	}
+}
+
 // TestXattrsTooLargeForTheirOldValue: two values of 64 KiB do not fit a record;
 // the change is logged without the old one.
 func TestXattrsTooLargeForTheirOldValue(t *testing.T) {

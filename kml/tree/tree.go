@@ -94,6 +94,8 @@ type Tree struct {
 	objects objects
 	watch   watchers
 	watcher *watcher // nil: foreign edits are found on use
+	stamps  stamps
+	bufs    sync.Pool // *[]byte, for intents
 
 	names stripes // a folder's entries, by the folder's oid
 	objs  stripes // an object's attributes and inode
@@ -160,7 +162,8 @@ func Open(dir string, o Options) (*Tree, error) {
 
 func openState(dir string, st *State, o Options) (*Tree, error) {
 	t := &Tree{dir: dir, opt: o, logger: o.Logger, state: st, rootfd: -1,
-		root: os.Geteuid() == 0, kick: make(chan struct{}, 1)}
+		root: os.Geteuid() == 0, kick: make(chan struct{}, 1),
+		bufs: sync.Pool{New: func() any { return new([]byte) }}}
 	// The tree's own goroutines live until Close, whatever opened it.
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	unix.Umask(0)

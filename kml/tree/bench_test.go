@@ -125,3 +125,22 @@ func BenchmarkMutate(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkAs is what being a user adds to an operation.
+func BenchmarkAs(b *testing.B) {
+	if os.Geteuid() != 0 {
+		b.Skip("needs root to be somebody else")
+	}
+	for _, u := range []struct {
+		name string
+		c    *Cred
+	}{{"process", nil}, {"user", &Cred{UID: 1234, GID: 1234, Groups: []uint32{7}}}} {
+		b.Run(u.name, func(b *testing.B) {
+			for b.Loop() {
+				if err := u.c.as(func() error { return nil }); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

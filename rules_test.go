@@ -22,7 +22,7 @@ var arrows = map[string][]string{
 	".":                 {},
 	"cmd/mezzo":         {"internal/cli"},
 	"cmd/bench9p":       {"internal/bench9p"},
-	"internal/cli":      {"cachefs", "cachefs/fusefs", "p9srv", "p9srv/client", "p9srv/wire", "p9srv/export", "kml/tree", "kml/feed", "kml/replay", "kml", "man", "internal/fault"},
+	"internal/cli":      {"cachefs", "cachefs/fusefs", "p9srv", "p9srv/client", "p9srv/wire", "p9srv/export", "p9srv/plain", "kml/tree", "kml/feed", "kml/replay", "kml", "man", "internal/fault"},
 	"internal/bench9p":  {"p9srv", "p9srv/wire", "p9srv/export", "p9srv/plain", "kml/tree"},
 	"internal/asuser":   {},
 	"p9srv/plain":       {"p9srv", "internal/asuser"},

@@ -18,6 +18,7 @@
 //	                                     file may be
 //	gotree DIR [PACKAGE]                 copy (a package of) the Go source tree
 //
+//	peer SOCKET DIR                      serve DIR with hugelgupf/p9's server
 //	readme FILE                          write the README's session as a script
 //	guest ADDR SCRIPT                    run a script on a Linux kernel of its
 //	                                     own, where $HOST:564 leads to ADDR

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hugelgupf/p9/fsimpl/localfs"
+	"github.com/hugelgupf/p9/p9"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
@@ -37,7 +39,7 @@ func TestMain(m *testing.M) {
 		env.Exit = os.Exit
 		os.Exit(cli.Main(env))
 	}
-	testscript.Main(m, map[string]func(){"mezzo": program, "mount.mezzo": program})
+	testscript.Main(m, map[string]func(){"mezzo": program, "mount.mezzo": program, "peer": peer})
 }
 
 func TestScripts(t *testing.T) {
@@ -59,6 +61,16 @@ func TestScripts(t *testing.T) {
 			"guest":      runGuest,
 		},
 	})
+}
+
+// peer serves a folder at a unix socket with the server of the peer library,
+// until it is killed.
+func peer() {
+	l, err := net.Listen("unix", os.Args[1])
+	if err == nil {
+		err = p9.NewServer(localfs.Attacher(os.Args[2])).Serve(l)
+	}
+	fmt.Fprintln(os.Stderr, err)
 }
 
 // envKey finds the environment of a script's programs.

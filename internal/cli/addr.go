@@ -20,6 +20,7 @@ func parseAddress(s string) (address, error) {
 	a, err := wire.ParseAddr(s)
 	if err != nil {
 		text := strings.TrimPrefix(err.Error(), fmt.Sprintf("%q: ", s))
+		text, _, _ = strings.Cut(text, ": want unix!PATH") // the remedy says it
 		return address{}, &problem{Thing: s, Err: errors.New(text), Remedy: "an address is unix!PATH, tcp!HOST!PORT, a path that begins with / or ./, or HOST:PORT", Code: exitUsage}
 	}
 	return address{a}, nil

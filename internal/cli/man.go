@@ -24,6 +24,7 @@ func (a *app) commands() []*cobra.Command {
 		a.statusCommand(),
 		a.logCommand(),
 		a.kmlCommand(),
+		a.nineCommand(),
 		a.manCommand(),
 	}
 }

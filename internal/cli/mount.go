@@ -118,7 +118,7 @@ func (a *app) mountArgs(where, mnt string, flags *mountFlags) []string {
 }
 
 // masterAddress is the address where stands for: the folder of a fileset for
-// its socket.
+// its socket, and a socket for itself.
 func masterAddress(where string, getenv func(string) string) (address, error) {
 	if st, err := os.Stat(where); err == nil && st.IsDir() {
 		made, err := isFileset(where)
@@ -134,6 +134,9 @@ func masterAddress(where string, getenv func(string) string) (address, error) {
 		}
 		path, err := folderSocket(dir, getenv)
 		return unixAddress(path), err
+	}
+	if st, err := os.Stat(where); err == nil && st.Mode()&os.ModeSocket != 0 {
+		where = "unix!" + where
 	}
 	a, err := parseAddress(where)
 	if err == nil && a.Net == "unix" && a.Path[0] != '@' {

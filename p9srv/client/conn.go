@@ -158,6 +158,9 @@ func (c *Conn) handshake() error {
 // message but those with payloads and several long names fits.
 const minServerMsize = 512
 
+// Version is the dialect agreed on, such as 9P2000.L.
+func (c *Conn) Version() string { return wire.Version9P2000L }
+
 // Msize is the message size agreed on, in bytes.
 func (c *Conn) Msize() uint32 { return c.msize }
 

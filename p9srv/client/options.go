@@ -33,9 +33,11 @@ type Options struct {
 	Trace func(sent bool, frame []byte)
 }
 
+// MaxMsize is the largest message size asked for, in bytes.
+const MaxMsize = 16 << 20
+
 const (
 	defaultMsize    = 1 << 20
-	maxMsize        = 16 << 20
 	defaultRequests = 256
 	maxRequests     = 1 << 14
 	defaultTimeout  = 30 * time.Second
@@ -46,7 +48,7 @@ func (o Options) withDefaults() Options {
 	if o.Msize == 0 {
 		o.Msize = defaultMsize
 	}
-	o.Msize = min(max(o.Msize, wire.MinMsize), maxMsize)
+	o.Msize = min(max(o.Msize, wire.MinMsize), MaxMsize)
 	if o.Requests <= 0 {
 		o.Requests = defaultRequests
 	}

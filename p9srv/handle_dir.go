@@ -18,6 +18,9 @@ type dirState struct {
 	file p9.File    // a fresh one, when the fid's was read through; nil: the fid's
 }
 
+// shortDir is the room for a listing in place: a long one is given up.
+const shortDir = 16 << 10
+
 func (c *call) readdir() error {
 	var m wire.Treaddir
 	if err := m.Decode(c.body); err != nil {
@@ -31,17 +34,21 @@ func (c *call) readdir() error {
 		return syscall.ENOTDIR
 	}
 	want := c.payloadLimit(m.Count)
-	c.reserve(wire.ReadOverhead + want)
+	f, fills := c.bind(sl.file).(DirFiller)
+	room := want
+	if fills && c.ctx == nil {
+		room = min(room, shortDir)
+	}
+	c.reserve(wire.ReadOverhead + room)
 	var p wire.DirPacker
 	p.Begin(c.out, c.tag, want)
-	tooSmall := false
-	add := func(d p9.Dirent) bool {
-		ok := p.Add(d)
-		tooSmall = tooSmall || !ok && p.Empty()
-		return ok
+	var err error
+	if fills {
+		err = f.FillDir(m.Offset, &p)
+	} else {
+		err = c.entries(sl, m.Offset, m.Count, p.Add)
 	}
-	err := c.entries(sl, m.Offset, m.Count, add)
-	if p.Empty() && err == nil && tooSmall {
+	if err == nil && p.Empty() && p.Full() {
 		err = syscall.EINVAL
 	}
 	if err != nil && (p.Empty() || errors.Is(err, ErrWouldBlock)) {

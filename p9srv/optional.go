@@ -5,6 +5,8 @@ import (
 	"errors"
 
 	"github.com/hugelgupf/p9/p9"
+
+	"github.com/mezzofs/mezzo/p9srv/wire"
 )
 
 // This file is the contract between the engine and a tree that wants more than
@@ -126,6 +128,14 @@ type Walker interface {
 // types.
 type DirReader interface {
 	ReadDirContext(ctx context.Context, offset uint64, add func(Dirent) bool) error
+}
+
+// DirFiller is an open folder that packs its entries into the answer itself: all
+// from offset on that p takes, as DirReader does with add. The engine prefers it
+// in 9P2000.L. Run in place it may take a long listing back with ErrWouldBlock:
+// what it has packed by then does not count.
+type DirFiller interface {
+	FillDir(offset uint64, p *wire.DirPacker) error
 }
 
 // Dirent is an entry of a folder. Its QID's type and version may be zero where

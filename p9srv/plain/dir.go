@@ -11,19 +11,25 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/p9srv"
+	"github.com/mezzofs/mezzo/p9srv/wire"
 )
 
-// listing is how far an open folder has been read. text is what getdents(2) last
-// gave and at where in it to go on; the next entry is that of offset next.
+// listing is how far an open folder has been read: buf[at:end] is what
+// getdents(2) gave and nobody has taken yet. The next entry is that of offset
+// next.
 type listing struct {
-	buf  *[]byte
-	text string
-	at   int
-	next uint64
+	buf     *[]byte
+	at, end int
+	next    uint64
+	back    bool // taken back to the first entry of buf, for a request that goes on elsewhere
 }
 
-// listSize is how much getdents(2) is asked for.
-const listSize = 64 << 10
+// What getdents(2) is asked for: in place no more than a short folder's entries,
+// so that a long one keeps nobody waiting.
+const (
+	listSize  = 64 << 10
+	shortList = 8 << 10
+)
 
 // Fields of a linux_dirent64.
 const (
@@ -31,45 +37,56 @@ const (
 	direntReclen = 16
 	direntType   = 18
 	direntName   = 19
+	direntMax    = direntName + 256 // reclen is a multiple of 8, the name ends with a NUL
 )
 
 func (l *listing) close(t *Tree) {
 	if l != nil && l.buf != nil {
 		t.lists.Put(l.buf)
-		l.buf = nil
+		l.buf, l.at, l.end = nil, 0, 0
 	}
 }
 
+// seek makes the entry behind offset the next.
+func (l *listing) seek(fd int, offset uint64) error {
+	if l.next == offset && (offset != 0 || l.back) {
+		l.back = false
+		return nil
+	}
+	if _, err := unix.Seek(fd, int64(offset), 0); err != nil {
+		return err
+	}
+	l.at, l.end, l.next, l.back = 0, 0, offset, false
+	return nil
+}
+
 // more reads on; false at the end.
-func (f *File) more() (bool, error) {
-	l := f.dir
+func (l *listing) more(t *Tree, fd, size int) (bool, error) {
 	if l.buf == nil {
-		if l.buf, _ = f.a.t.lists.Get().(*[]byte); l.buf == nil {
+		if l.buf, _ = t.lists.Get().(*[]byte); l.buf == nil {
 			b := make([]byte, listSize)
 			l.buf = &b
 		}
 	}
 	for {
-		n, err := unix.Getdents(f.fd, *l.buf)
+		n, err := unix.Getdents(fd, (*l.buf)[:size])
 		switch {
 		case err == unix.EINTR:
 			continue
 		case err != nil:
 			return false, err
 		case n <= 0:
-			l.close(f.a.t)
-			l.text, l.at = "", 0
+			l.close(t)
 			return false, nil
 		}
-		// Names are parts of one string.
-		l.text, l.at = string((*l.buf)[:n]), 0
+		l.at, l.end = 0, n
 		return true, nil
 	}
 }
 
-// ReadDirContext hands out the entries from offset on. Offsets are the file
-// system's own. Types come with the names; qids have no version.
-func (f *File) ReadDirContext(_ context.Context, offset uint64, add func(p9srv.Dirent) bool) error {
+// each calls add for the entries from offset on until there are no more or add
+// wants no more. Offsets are the file system's own.
+func (f *File) each(offset uint64, add func(e []byte) bool) error {
 	switch {
 	case f.fd < 0:
 		return syscall.EBADF
@@ -77,29 +94,59 @@ func (f *File) ReadDirContext(_ context.Context, offset uint64, add func(p9srv.D
 		return syscall.ENOTDIR
 	}
 	l := f.listing()
-	if offset == 0 || offset != l.next {
-		if _, err := unix.Seek(f.fd, int64(offset), 0); err != nil {
-			return err
-		}
-		l.text, l.at, l.next = "", 0, offset
+	if err := l.seek(f.fd, offset); err != nil {
+		return err
 	}
+	size := listSize
+	if f.ctx == nil {
+		size = shortList
+	}
+	start, left := l.at, l.at < l.end
 	for {
-		if l.at >= len(l.text) {
-			if ok, err := f.more(); !ok || err != nil {
+		if l.at >= l.end {
+			if f.ctx == nil && (left || l.end+direntMax > size) {
+				// There is likely more. What was read is not read again.
+				l.at, l.next, l.back = start, offset, true
+				return p9srv.ErrWouldBlock
+			}
+			if ok, err := l.more(f.a.t, f.fd, size); !ok || err != nil {
 				return err
 			}
+			start = 0
 		}
-		rest := l.text[l.at:]
-		size := int(le16(rest[direntReclen:]))
-		if size < direntName || size > len(rest) {
+		e := (*l.buf)[l.at:l.end]
+		n := 0
+		if len(e) > direntName {
+			n = int(binary.NativeEndian.Uint16(e[direntReclen:]))
+		}
+		if n <= direntName || n > len(e) {
 			return syscall.EIO
 		}
-		if !add(f.entry(rest[:size])) {
+		if !add(e[:n:n]) {
 			return nil
 		}
-		l.next = le64(rest[direntOff:])
-		l.at += size
+		l.next = binary.NativeEndian.Uint64(e[direntOff:])
+		l.at += n
 	}
+}
+
+// FillDir packs the entries from offset on. Types come with the names; qids have
+// no version. In place it gives up on a folder that is not short.
+func (f *File) FillDir(offset uint64, p *wire.DirPacker) error {
+	return f.each(offset, func(e []byte) bool {
+		name := direntBytes(e)
+		q, typ := f.entry(e, name)
+		return p.AddBytes(q, binary.NativeEndian.Uint64(e[direntOff:]), typ, name)
+	})
+}
+
+// ReadDirContext hands out the entries from offset on, like FillDir.
+func (f *File) ReadDirContext(_ context.Context, offset uint64, add func(p9srv.Dirent) bool) error {
+	return f.each(offset, func(e []byte) bool {
+		name := direntBytes(e)
+		q, typ := f.entry(e, name)
+		return add(p9srv.Dirent{QID: q, Offset: binary.NativeEndian.Uint64(e[direntOff:]), Type: typ, Name: string(name)})
+	})
 }
 
 // listing is the fid's: the File may be one that was bound for this read.
@@ -113,27 +160,31 @@ func (f *File) listing() *listing {
 	return f.dir
 }
 
-func (f *File) entry(b string) p9srv.Dirent {
-	name := b[direntName:]
-	for i := range len(name) {
+// direntBytes is the name in an entry: it ends with a NUL, somewhere in the last
+// eight bytes.
+func direntBytes(e []byte) []byte {
+	name := e[direntName:]
+	for i := max(len(name)-8, 0); i < len(name); i++ {
 		if name[i] == 0 {
-			name = name[:i]
-			break
+			return name[:i]
 		}
 	}
-	d := p9srv.Dirent{Offset: le64(b[direntOff:]), Type: b[direntType], Name: name}
-	ino := le64(b)
-	if d.Type == unix.DT_UNKNOWN {
+	return name
+}
+
+// entry is the qid and the d_type of an entry.
+func (f *File) entry(e, name []byte) (p9.QID, uint8) {
+	typ, path := e[direntType], qidPath(f.n.dev, binary.NativeEndian.Uint64(e))
+	if typ == unix.DT_UNKNOWN {
 		var st unix.Statx_t
-		if unix.Statx(f.n.fd, name, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_TYPE, &st) == nil {
-			d.Type = uint8(st.Mode & unix.S_IFMT >> 12)
+		if unix.Statx(f.n.fd, string(name), unix.AT_SYMLINK_NOFOLLOW, unix.STATX_TYPE, &st) == nil {
+			typ = uint8(st.Mode & unix.S_IFMT >> 12)
 		}
 	}
-	d.QID = p9.QID{Type: qidType(uint32(d.Type) << 12), Path: qidPath(f.n.dev, ino)}
-	if name == "." || name == ".." && f.n == f.a.root {
-		d.QID.Path = f.n.path
+	if name[0] == '.' && (len(name) == 1 || len(name) == 2 && name[1] == '.' && f.n == f.a.root) {
+		path = f.n.path
 	}
-	return d
+	return p9.QID{Type: qidType(uint32(typ) << 12), Path: path}, typ
 }
 
 // Readdir is ReadDirContext for an engine without it: as many entries as fit in
@@ -160,6 +211,3 @@ func (f *File) Readdir(offset uint64, count uint32) (p9.Dirents, error) {
 	}
 	return all, nil
 }
-
-func le16(s string) uint16 { return binary.NativeEndian.Uint16([]byte(s[:2])) }
-func le64(s string) uint64 { return binary.NativeEndian.Uint64([]byte(s[:8])) }

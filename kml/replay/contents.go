@@ -155,17 +155,27 @@ func (x *replayer) placeOne(ctx context.Context, o kml.OID, w want, f *os.File) 
 	if old.Mode&unix.S_IFMT != unix.S_IFREG {
 		return fmt.Errorf("%w: it is no file", ErrChanged)
 	}
-	if f == nil && uint64(old.Size) == w.size && w.size == 0 && old.Mtim.Nano() == w.mtime {
-		return nil
+	// An empty one may be right already. What follows is done all the same: a
+	// replay that was killed may have got as far as here.
+	if w.size > 0 || old.Size > 0 || old.Mtim.Nano() != w.mtime {
+		if err := x.replace(ctx, at, &old, w, f, o); err != nil {
+			return err
+		}
+		fault.Point("replay.place.replaced")
+		if old, err = at.stat(); err != nil {
+			return changed(err)
+		}
 	}
-	if err := x.replace(ctx, at, &old, w, f, o); err != nil {
-		return err
-	}
-	fault.Point("replay.place.replaced")
+	return x.join(o, at, old.Ino)
+}
+
+// join makes all names of o the inode ino that is at at, its first one, and sets
+// the times of their folders.
+func (x *replayer) join(o kml.OID, at place, ino uint64) error {
 	names := x.names.Of(o)
 	tmp := place{x.stage, o.String()}
 	for _, n := range names[1:] {
-		if err := x.linkOver(at, tmp, n); err != nil {
+		if err := x.linkOver(at, tmp, n, ino); err != nil {
 			return err
 		}
 		fault.Point("replay.place.linked")
@@ -178,13 +188,40 @@ func (x *replayer) placeOne(ctx context.Context, o kml.OID, w want, f *os.File) 
 	return nil
 }
 
-// linkOver makes n a name of what is at at.
-func (x *replayer) linkOver(at, tmp place, n Name) error {
+// rejoin ends what a killed replay began: a file of several names that got its
+// contents under the first of them only is two files, and the records that come
+// speak of one.
+func (x *replayer) rejoin() error {
+	if x.o.DryRun {
+		return nil
+	}
+	for _, o := range x.unsettled() {
+		at, err := x.object(o)
+		if err != nil {
+			return err
+		}
+		st, err := at.stat()
+		if err == nil {
+			err = x.join(o, at, st.Ino)
+		}
+		at.close()
+		if err != nil {
+			return changed(err)
+		}
+	}
+	return nil
+}
+
+// linkOver makes n a name of the inode ino that is at at.
+func (x *replayer) linkOver(at, tmp place, n Name, ino uint64) error {
 	to, err := x.at(n.Parent, n.Name)
 	if err != nil {
 		return err
 	}
 	defer to.close()
+	if st, err := to.stat(); err == nil && st.Ino == ino {
+		return nil // a rename over itself would leave both
+	}
 	if err := unix.Linkat(at.fd, at.name, tmp.fd, tmp.name, 0); err != nil {
 		return err
 	}

@@ -216,7 +216,12 @@ func (x *replayer) apply(ctx context.Context) error {
 		if begin.pos != 0 && x.st.pos == begin.pos && r.Pos.Recno() != begin.pos.Recno()+1 {
 			return fmt.Errorf("%s: %w: it has no %s", x.dir, ErrHistory, begin.pos)
 		}
-		if err := x.one(r, begin.doing && x.st.pos == begin.pos); err != nil {
+		if x.st.phase == placing {
+			if err := x.rejoin(); err != nil {
+				return err
+			}
+		}
+		if err := x.one(r, begin.phase == doing && x.st.pos == begin.pos); err != nil {
 			return err
 		}
 		x.st.pos, x.st.crc = r.Pos, crc
@@ -303,8 +308,8 @@ func victimOf(r *kml.Record) kml.OID {
 	return r.Victim.OID
 }
 
-// settle gives files their contents, and makes all durable.
-func (x *replayer) settle(ctx context.Context) error {
+// unsettled is the files whose contents are not known to be in place.
+func (x *replayer) unsettled() []kml.OID {
 	var todo []kml.OID
 	for o, w := range x.wants {
 		if w.pos > x.st.settled || x.holes[o] {
@@ -312,6 +317,12 @@ func (x *replayer) settle(ctx context.Context) error {
 		}
 	}
 	sort.Slice(todo, func(i, j int) bool { return todo[i] < todo[j] })
+	return todo
+}
+
+// settle gives files their contents, and makes all durable.
+func (x *replayer) settle(ctx context.Context) error {
+	todo := x.unsettled()
 	src, err := openContents(x.o.Contents)
 	if err != nil {
 		return err
@@ -340,6 +351,15 @@ func (x *replayer) settle(ctx context.Context) error {
 		return err
 	}
 	fault.Point("replay.missing.listed")
+	// A file that gets its contents is another inode from then on: by its inode
+	// the last record could not be told to be done.
+	if x.st.phase == doing {
+		x.st.phase, x.st.ino = placing, 0
+		if err := x.st.save(); err != nil {
+			return err
+		}
+		fault.Point("replay.settle.begun")
+	}
 	if err := x.place(ctx, src, found, lost); err != nil {
 		return err
 	}
@@ -348,7 +368,7 @@ func (x *replayer) settle(ctx context.Context) error {
 		return fmt.Errorf("%s: syncfs: %w", x.dir, err)
 	}
 	fault.Point("replay.settle.synced")
-	x.st.doing, x.st.settled = false, x.st.pos
+	x.st.phase, x.st.settled = ended, x.st.pos
 	if err := errors.Join(x.st.save(), x.st.f.Sync()); err != nil {
 		return err
 	}

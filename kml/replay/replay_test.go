@@ -5,12 +5,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"runtime"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/internal/testutil"
 	"github.com/mezzofs/mezzo/kml"
 )
@@ -65,56 +63,6 @@ func TestReplayFollowsRandomLife(t *testing.T) {
 		t.Fatal(d)
 	}
 	w.same(whole)
-}
-
-// TestReplayStopsAndGoesOn stops a replay at every point it passes, one replay
-// after the other, and lets the next one finish.
-func TestReplayStopsAndGoesOn(t *testing.T) {
-	rng := testutil.Rand(t)
-	w := newWorld(t, rng)
-	w.live(40)
-	begin := filepath.Join(t.TempDir(), "begin")
-	points := map[string]int{}
-	for n := 1; ; n++ {
-		dir := filepath.Join(filepath.Dir(begin), "copy")
-		w.must(os.RemoveAll(dir))
-		if !stopAt(n, points, func() {
-			if _, err := w.run(t.Context(), dir, Options{Contents: w.dir}); err != nil {
-				t.Error(err)
-			}
-		}) {
-			break
-		}
-		w.replay(dir, Options{Contents: w.dir})
-		w.same(dir)
-	}
-	for _, p := range []string{"replay.record.begun", "replay.record.called", "replay.missing.listed", "replay.place.replaced",
-		"replay.settle.synced", "replay.settle.saved"} {
-		if points[p] == 0 {
-			t.Errorf("never stopped at %s", p)
-		}
-	}
-}
-
-// stopAt runs f and ends it at the n-th point it passes; false: it has not as
-// many.
-func stopAt(n int, points map[string]int, f func()) (stopped bool) {
-	left := n
-	remove := fault.Hook(func(name string) {
-		if left--; left == 0 {
-			points[name]++
-			stopped = true
-			runtime.Goexit()
-		}
-	})
-	defer remove()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f()
-	}()
-	<-done
-	return stopped
 }
 
 func TestReplayListsMissing(t *testing.T) {
@@ -181,7 +129,9 @@ func TestReplayRefuses(t *testing.T) {
 	}
 	_, err := w.run(t.Context(), dir, Options{Until: func(r *kml.Record) bool { return r.Pos.Recno() > 3 }})
 	want(err, ErrBehind)
-	_, err = w.run(t.Context(), w.dir, Options{})
+	full := t.TempDir()
+	w.must(os.WriteFile(filepath.Join(full, "f"), nil, 0o644))
+	_, err = w.run(t.Context(), full, Options{})
 	want(err, ErrNotEmpty)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -199,7 +149,7 @@ func TestReplayRefuses(t *testing.T) {
 	w.must(err)
 	s, err := decodeSlot(b)
 	w.must(err)
-	s.doing, s.boot = true, [16]byte{1}
+	s.phase, s.boot = doing, [16]byte{1}
 	w.must(os.WriteFile(state, s.encode(), 0o600))
 	_, err = w.run(t.Context(), dir, Options{})
 	want(err, ErrCrashed)

@@ -25,10 +25,19 @@ type slot struct {
 	pos     kml.Position // the last record that is done
 	crc     uint32       // the chain's there
 	settled kml.Position // up to there contents are in place too, or listed as missing
-	doing   bool         // the record behind pos may have begun
+	phase   phase        // what may be going on
 	ino     uint64       // the inode that record is about; 0: none
 	boot    [16]byte     // of the machine, when this was written
 }
+
+// phase is what a replay was about when it wrote the slot.
+type phase uint32
+
+const (
+	ended   phase = iota // nothing; all is durable
+	doing                // the record behind pos may have begun
+	placing              // pos is done to the end; contents are put in place
+)
 
 const (
 	slotMagic = "MEZZORPL"
@@ -41,11 +50,7 @@ func (s *slot) encode() []byte {
 	b = append(b, s.fileset[:]...)
 	b = le.AppendUint64(b, uint64(s.pos))
 	b = le.AppendUint32(b, s.crc)
-	doing := uint32(0)
-	if s.doing {
-		doing = 1
-	}
-	b = le.AppendUint32(b, doing)
+	b = le.AppendUint32(b, uint32(s.phase))
 	b = le.AppendUint64(b, uint64(s.settled))
 	b = le.AppendUint64(b, s.ino)
 	b = append(b, s.boot[:]...)
@@ -59,7 +64,7 @@ func decodeSlot(b []byte) (s slot, err error) {
 		return s, errors.New("is not the state of a replay, or is damaged")
 	}
 	return slot{fileset: [16]byte(b[8:]), pos: kml.Position(le.Uint64(b[24:])), crc: le.Uint32(b[32:]),
-		doing: le.Uint32(b[36:]) == 1, settled: kml.Position(le.Uint64(b[40:])), ino: le.Uint64(b[48:]), boot: [16]byte(b[56:])}, nil
+		phase: phase(le.Uint32(b[36:])), settled: kml.Position(le.Uint64(b[40:])), ino: le.Uint64(b[48:]), boot: [16]byte(b[56:])}, nil
 }
 
 // state is the open state file.
@@ -102,7 +107,7 @@ func (st *state) load() error {
 	if st.slot, err = decodeSlot(b[:n]); err != nil {
 		return err
 	}
-	if st.doing && st.boot != boot {
+	if st.phase != ended && st.boot != boot {
 		return ErrCrashed
 	}
 	st.boot = boot

@@ -89,7 +89,7 @@ func changed(err error) error {
 
 // start says in the state file that a record begins, and about which inode.
 func (x *replayer) start(ino uint64) error {
-	x.st.doing, x.st.ino = true, ino
+	x.st.phase, x.st.ino = doing, ino
 	err := x.st.save()
 	fault.Point("replay.record.begun")
 	return err

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mezzofs/mezzo/kml"
+	"github.com/mezzofs/mezzo/kml/glob"
 	"github.com/mezzofs/mezzo/kml/replay"
 )
 
@@ -44,7 +45,7 @@ func (a *app) kmlDumpCommand() *cobra.Command {
 type selection struct {
 	from, to bound
 	ops      map[kml.Op]bool
-	glob     *replay.Glob
+	glob     *glob.Glob
 	names    replay.Names // kept only for glob
 }
 
@@ -61,7 +62,7 @@ func (f *dumpFlags) selection() (*selection, error) {
 		return nil, err
 	}
 	if f.path != "" {
-		g, err := replay.ParseGlob(f.path)
+		g, err := glob.Parse(f.path)
 		if err != nil {
 			return nil, &usageError{err}
 		}

@@ -1,6 +1,7 @@
 package tree
 
 import (
+	"errors"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -338,4 +339,50 @@ func TestMountsAreLeftOutAndCounted(t *testing.T) {
 	}
 	ok(t, tr.Scan(ctx))
 	checkAgrees(t, tr)
+}
+
+// TestFolderExchangedUnderACreate has somebody exchange a folder and a link,
+// which the tree notices while it makes a file in the folder.
+func TestFolderExchangedUnderACreate(t *testing.T) {
+	dir := t.TempDir()
+	ok(t, Init(dir, Options{}))
+	tr, err := Open(dir, Options{NoWatch: true})
+	ok(t, err)
+	t.Cleanup(func() { ok(t, tr.Close()) })
+	d := must[Attr](t)(tr.Mkdir(ctx, nil, kml.RootOID, "d", 0o755))
+	must[Attr](t)(tr.Symlink(ctx, nil, kml.RootOID, "l", "nowhere"))
+	put(t, tr, d.OID, "in", "in")
+	at := func(name string) string { return filepath.Join(tr.Dir(), name) }
+	if err := unix.Renameat2(unix.AT_FDCWD, at("d"), unix.AT_FDCWD, at("l"), unix.RENAME_EXCHANGE); err != nil {
+		t.Fatal(err)
+	}
+	// The record comes when the folder is no object any more.
+	r := tr.record(nil, kml.OpMkdir)
+	r.Parent, r.Name, r.Attr.Mode = d.OID, "new", unix.S_IFDIR|0o755
+	m := tr.makingOf(nil, r)
+	make := m.call
+	m.call = func(dirfd int) error {
+		for _, name := range []string{"d", "l"} {
+			o, _, _ := tr.index.Child(kml.RootOID, name)
+			if obj, err := tr.index.Get(o); err == nil && obj.OID == d.OID {
+				if err := errors.Join(tr.foreignEmpty(d.OID, 0), tr.removeRecord(obj, Name{kml.RootOID, name}, -1)); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		return make(dirfd)
+	}
+	if _, _, err := tr.make(ctx, m); !errors.Is(err, syscall.ESTALE) {
+		t.Errorf("make in a folder that is gone: %v", err)
+	}
+	put(t, tr, kml.RootOID, "f", "changes are taken")
+	for _, name := range []string{"d", "l"} {
+		if err := tr.reconcileName(ctx, kml.RootOID, name); err != nil {
+			t.Error(err)
+		}
+	}
+	l := must[Attr](t)(tr.Lookup(ctx, nil, kml.RootOID, "l"))
+	must[Attr](t)(tr.Lookup(ctx, nil, l.OID, "new"))
+	checkAgrees(t, tr)
+	checkReplay(t, tr)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -86,7 +87,10 @@ func (t *Tree) mutate(ctx context.Context, m mutation) error {
 			t.logger.Warn("result of an operation not read back", "op", m.rec.Op, "oid", m.rec.OID, "err", err)
 		}
 	}
-	if err := t.journal(m); err != nil {
+	if err := t.journal(m); errors.Is(err, errFolderGone) {
+		t.intents.Clear(slot) // a start would decide the same
+		return err
+	} else if err != nil {
 		return err // the intent stays: the next start decides it
 	}
 	fault.Point("tree.record")
@@ -115,6 +119,9 @@ func (t *Tree) journal(m mutation) error {
 	if t.index.bad.Load() {
 		// What it did not find may be there: nothing that follows from it is true.
 		return t.breakDown(ErrIndexDamaged)
+	}
+	if t.folderGone(r) {
+		return errFolderGone
 	}
 	if needsObject(r.Op) {
 		if _, err := t.index.Get(r.OID); errors.Is(err, ErrNotFound) {
@@ -152,6 +159,31 @@ func (t *Tree) journal(m mutation) error {
 		t.watch.emit(c)
 	}
 	return nil
+}
+
+// errFolderGone is a change in a folder that others' changes, found meanwhile,
+// took out of the tree.
+var errFolderGone = fmt.Errorf("its folder is gone: %w", syscall.ESTALE)
+
+// folderGone reports a record that gives a name in a folder that is not in the
+// index any more. jmu is held.
+func (t *Tree) folderGone(r *kml.Record) bool {
+	into := r.Parent
+	switch r.Op {
+	case kml.OpCreate, kml.OpMkdir, kml.OpSymlink, kml.OpMknod, kml.OpLink:
+	case kml.OpRename:
+		if r.NewParent != 0 {
+			into = r.NewParent
+		}
+	default:
+		return false
+	}
+	_, err := t.index.Get(into)
+	if !errors.Is(err, ErrNotFound) {
+		return false
+	}
+	t.dirs.forget(into)
+	return true
 }
 
 // needsObject is true of operations on an object that another call may have

@@ -38,6 +38,7 @@ func (t *Tree) make(ctx context.Context, m making) (Attr, []byte, error) {
 	}
 	var a Attr
 	var handle []byte
+	var now kml.OID // the folder, when it is another object by now
 	err := t.inDir(ctx, r.Parent, r.Name, true, func(dirfd int) error {
 		if err := t.nameFree(dirfd, r.Parent, r.Name); err != nil {
 			return err
@@ -62,6 +63,9 @@ func (t *Tree) make(ctx context.Context, m making) (Attr, []byte, error) {
 			},
 			index: func(b *Batch) error { return noteInode(b, r.OID, &st, handle) },
 		})
+		if errors.Is(err, errFolderGone) {
+			now = t.folderAt(dirfd)
+		}
 		if err != nil {
 			return err
 		}
@@ -76,7 +80,24 @@ func (t *Tree) make(ctx context.Context, m making) (Attr, []byte, error) {
 		}
 		return nil
 	})
+	if now != 0 {
+		// What was made there is nobody's record, and was not looked at since.
+		err = errors.Join(err, t.reconcileName(ctx, now, r.Name))
+	}
 	return a, handle, t.answer(err)
+}
+
+// folderAt is the known folder behind a descriptor, or 0.
+func (t *Tree) folderAt(fd int) kml.OID {
+	var st unix.Statx_t
+	handle, err := HandleAt(fd, "")
+	if err != nil || statAt(fd, "", &st) != nil {
+		return 0
+	}
+	if o := t.objectFor(&st, handle); o != nil {
+		return o.OID
+	}
+	return 0
 }
 
 // nameFree refuses a name that the index knows to be taken. Of others the system

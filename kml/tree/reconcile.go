@@ -333,6 +333,7 @@ func (t *Tree) foreignRename(_ context.Context, from, to Name, o *Object) error 
 			if err := t.foreignEmpty(oid, 0); err != nil {
 				return err
 			}
+			t.dirs.forget(oid)
 		}
 		r.Victim = &kml.Victim{OID: oid, Version: v.Version, DataVersion: v.DataVersion, Attr: v.Attr, Target: v.Target}
 		if v.Attr.Nlink <= 1 || v.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {

@@ -92,7 +92,7 @@ func setup(env *testscript.Env) error {
 	if err := os.Mkdir(filepath.Join(home, "run"), 0o700); err != nil {
 		return err
 	}
-	if err := openUp(env); err != nil {
+	if err := openUp(env.WorkDir); err != nil {
 		return err
 	}
 	gitconfig := "[user]\n\tname = Someone\n\temail = someone@example.org\n[init]\n\tdefaultBranch = main\n[safe]\n\tdirectory = *\n"
@@ -109,11 +109,11 @@ func setup(env *testscript.Env) error {
 	return nil
 }
 
-// openUp lets other users than the one who runs the tests come to a script's
-// files and programs.
-func openUp(env *testscript.Env) error {
-	bin, _, _ := strings.Cut(env.Getenv("PATH"), string(os.PathListSeparator))
-	for _, dir := range []string{env.WorkDir, bin} {
+// openUp lets other users than the one who runs the tests come to a folder for
+// temporary files, and to the programs.
+func openUp(dir string) error {
+	bin, _, _ := strings.Cut(os.Getenv("PATH"), string(os.PathListSeparator))
+	for _, dir := range []string{dir, bin} {
 		for tmp := filepath.Clean(os.TempDir()); strings.HasPrefix(dir, tmp+"/"); dir = filepath.Dir(dir) {
 			if err := os.Chmod(dir, 0o755); err != nil {
 				return err

@@ -2,6 +2,7 @@ package kml
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ type Scanner struct {
 	name    string
 	f       io.Closer
 	br      *bufio.Reader // nil: between two parts
+	ended   bool          // br holds the rest of the part, whatever is appended to it
 	off     int64         // in the part, of what Next looks at
 	held    int           // bytes of the record handed out last
 	heldOff int64
@@ -179,7 +181,7 @@ func (s *Scanner) step() (Raw, error) {
 	if s.br == nil {
 		return Raw{}, s.nextPart()
 	}
-	b, err := s.peek(8)
+	b, err := s.peekAll(8)
 	if err != nil {
 		return Raw{}, err
 	}
@@ -193,7 +195,7 @@ func (s *Scanner) step() (Raw, error) {
 	if err != nil {
 		return Raw{}, err
 	}
-	if b, err = s.peek(n); err != nil {
+	if b, err = s.peekAll(n); err != nil {
 		return Raw{}, err
 	}
 	_, crc, err := checkChained(b, s.st.crc)
@@ -230,7 +232,7 @@ func (s *Scanner) nextPart() error {
 	if err != nil {
 		return err
 	}
-	s.f, s.br = f, bufio.NewReaderSize(f, scanBuffer)
+	s.f, s.br, s.ended = f, bufio.NewReaderSize(f, scanBuffer), false
 	return errAgain
 }
 
@@ -253,7 +255,7 @@ func (s *Scanner) closePart() {
 
 // header takes up a segment's header.
 func (s *Scanner) header() error {
-	b, err := s.peek(headerLen)
+	b, err := s.peekAll(headerLen)
 	if err != nil {
 		return err
 	}
@@ -283,6 +285,40 @@ func (s *Scanner) peek(n int) ([]byte, error) {
 		return b, nil
 	}
 	return nil, fmt.Errorf("%s: offset %d: %w", s.name, s.off, err)
+}
+
+// peekAll is peek where a writer may be at work. What is short when looked at
+// once may be whole when looked at again, and would then pass for damage with
+// good records behind it. So a part ends where it is found to end, once: if it is
+// the last with anything in it, so does the log; if others follow, it was written
+// to its end before they were, and is looked at after them.
+func (s *Scanner) peekAll(n int) ([]byte, error) {
+	b, err := s.peek(n)
+	for err == nil && len(b) < n && !s.ended {
+		followed := s.followed()
+		had := len(b)
+		if b, err = s.peek(n); err != nil || len(b) > had {
+			continue
+		}
+		s.ended = true
+		if !followed {
+			s.parts = nil
+		}
+		// All that is left is shorter than a record: the buffer holds it.
+		s.br = bufio.NewReaderSize(bytes.NewReader(bytes.Clone(b)), scanBuffer)
+		b, err = s.peek(n)
+	}
+	return b, err
+}
+
+// followed says that a later part has something in it.
+func (s *Scanner) followed() bool {
+	for _, num := range s.parts {
+		if st, err := os.Stat(segmentPath(s.dir, num)); err == nil && st.Size() > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *Scanner) discard(n int) error {

@@ -1,6 +1,7 @@
 package kml
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -306,6 +307,79 @@ func TestScanBesideWriter(t *testing.T) {
 			return
 		}
 	}
+}
+
+// TestScanOfGrowingLog has the log grow by a few bytes before each look, over the
+// ends of segments too.
+func TestScanOfGrowingLog(t *testing.T) {
+	_, segs, _ := scanFixture(t)
+	rng := testutil.Rand(t)
+	for range 4 {
+		dir := t.TempDir()
+		seg, off := 0, 0
+		grow := func(n int) {
+			for ; n > 0 && seg < len(segs); seg, off = seg+1, 0 {
+				end := min(off+n, len(segs[seg]))
+				if err := os.WriteFile(filepath.Join(dir, segmentName(uint64(seg+1))), segs[seg][:end], 0o600); err != nil {
+					t.Fatal(err)
+				}
+				n -= end - off
+				if off = end; end < len(segs[seg]) {
+					return
+				}
+				// The spare one stands ready, empty.
+				if seg+1 < len(segs) {
+					if err := os.WriteFile(filepath.Join(dir, segmentName(uint64(seg+2))), nil, 0o600); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		}
+		grow(1 + rng.IntN(8000))
+		for seg < len(segs) {
+			s, err := OpenScanner(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rep, hooked := &Report{}, (*bufio.Reader)(nil)
+			for d := (*Damage)(nil); ; {
+				grow(rng.IntN(20))
+				if s.br != nil && s.br != hooked && !s.ended {
+					s.br = bufio.NewReaderSize(&growing{s.br, func() { grow(rng.IntN(100)) }}, scanBuffer)
+					hooked = s.br
+				}
+				_, err := s.Next()
+				if err == io.EOF {
+					break
+				}
+				if errors.As(err, &d) {
+					rep.Damage = append(rep.Damage, d)
+				} else if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if len(rep.Damage) > 1 || len(rep.Damage) == 1 && !rep.Damage[0].Torn() {
+				t.Fatalf("%d damages, first: %v, next %s", len(rep.Damage), rep.Damage[0], rep.Damage[0].Next)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// growing has its file grow whenever its end was read.
+type growing struct {
+	io.Reader
+	grow func()
+}
+
+func (g *growing) Read(b []byte) (int, error) {
+	n, err := g.Reader.Read(b)
+	if err == io.EOF {
+		g.grow()
+	}
+	return n, err
 }
 
 // FuzzScan scans any bytes: it ends, and what it gives is records.

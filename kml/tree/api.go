@@ -96,7 +96,8 @@ type Handle interface {
 // that they kept.
 type DirHandle interface {
 	// ReadDir returns up to max entries from off on; none at the end. "." and
-	// ".." are not among them. An entry's Off is the offset behind it.
+	// ".." are not among them. An entry's Off is the offset behind it. The
+	// entries are shared and must not be changed.
 	ReadDir(ctx context.Context, off uint64, max int) ([]DirEntry, error)
 	Close() error
 }

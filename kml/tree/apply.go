@@ -140,15 +140,27 @@ func (a *applier) delName(n Name, oid kml.OID) {
 	a.entry(n, held, true)
 }
 
+// fresh is true of a record whose object cannot be in a tree's index: it is
+// beyond all that its site's records have made. A cache has objects without their
+// records.
+func (a *applier) fresh() bool {
+	r := a.r
+	return !a.partial && r.OID.Site() == r.Origin.Site && r.OID.Counter() > a.b.MaxCounter(r.Origin.Site)
+}
+
 func (a *applier) create() error {
 	r := a.r
 	n := Name{r.Parent, r.Name}
 	if err := a.parentTime(r.Parent, r.ParentMtime); err != nil {
 		return err
 	}
-	old, err := a.b.Get(r.OID)
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return err
+	var old *Object
+	fresh := a.fresh()
+	if !fresh {
+		var err error
+		if old, err = a.b.Get(r.OID); err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
 	}
 	shows := a.shows(r.Parent)
 	if !shows && old == nil {
@@ -165,7 +177,9 @@ func (a *applier) create() error {
 			o.Listed = r.Op == kml.OpMkdir // nothing can be in it yet
 			o.Whole = r.Op == kml.OpCreate && r.Attr.Size == 0
 		}
-		if err := a.b.Put(o); err != nil {
+		if fresh {
+			a.b.putNew(o)
+		} else if err := a.b.Put(o); err != nil {
 			return err
 		}
 	}

@@ -107,6 +107,15 @@ func (b *Batch) Put(o *Object) error {
 	return nil
 }
 
+// putNew is Put for an object that is in no index.
+func (b *Batch) putNew(o *Object) {
+	if o.Ino != 0 {
+		b.own.inos[o.Ino] = o.OID
+	}
+	b.own.objs[o.OID] = o
+	b.own.size++
+}
+
 // dropIno forgets an object's inode number, unless another has it by now.
 func (b *Batch) dropIno(o *Object) {
 	oid, ok := b.own.inos[o.Ino]

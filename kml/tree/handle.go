@@ -56,7 +56,7 @@ func (t *Tree) Open(ctx context.Context, c *Cred, oid kml.OID, flags int) (Handl
 	defer t.objects.release(o)
 	for range maxRetry {
 		gen := o.still()
-		fd, err := t.openFile(ctx, c, oid, flags)
+		fd, content, err := t.openFile(ctx, c, oid, flags)
 		if err != nil {
 			return nil, err
 		}
@@ -65,6 +65,7 @@ func (t *Tree) Open(ctx context.Context, c *Cred, oid kml.OID, flags int) (Handl
 			unix.Close(fd)
 			continue // replaced while it was opened
 		}
+		h.content.Store(content)
 		if flags&unix.O_TRUNC != 0 && h.writable() {
 			if err := h.truncate(ctx, 0); err != nil {
 				return nil, errors.Join(err, h.Close())
@@ -92,15 +93,16 @@ func (t *Tree) created(oid kml.OID, inode []byte, fd, flags int, c *Cred) *handl
 	}
 }
 
-// openFile opens the regular file oid as c.
-func (t *Tree) openFile(ctx context.Context, c *Cred, oid kml.OID, flags int) (int, error) {
+// openFile opens the regular file oid as c. content is Attr.Content of what was
+// opened, or 0.
+func (t *Tree) openFile(ctx context.Context, c *Cred, oid kml.OID, flags int) (fd int, content uint64, err error) {
 	if c.asProcess() && flags&unix.O_TRUNC == 0 {
-		if fd, ok := t.openDirect(oid, flags); ok {
-			return fd, nil
+		if fd, content, ok := t.openDirect(oid, flags); ok {
+			return fd, content, nil
 		}
 	}
-	fd := -1
-	err := t.at(ctx, nil, oid, func(p place) error {
+	fd = -1
+	err = t.at(ctx, nil, oid, func(p place) error {
 		var st unix.Stat_t
 		if err := unix.Fstat(p.fd, &st); err != nil {
 			return err
@@ -124,7 +126,7 @@ func (t *Tree) openFile(ctx context.Context, c *Cred, oid kml.OID, flags int) (i
 			return err
 		})
 	})
-	return fd, err
+	return fd, 0, err
 }
 
 // openFlags are what an open of a file takes from its caller.
@@ -133,32 +135,38 @@ const openFlags = unix.O_ACCMODE | unix.O_APPEND | unix.O_NOATIME
 // openDirect opens a file that nothing is known against by its name, and looks
 // afterwards whether it is the one meant. ok is false where that takes another
 // way.
-func (t *Tree) openDirect(oid kml.OID, flags int) (fd int, ok bool) {
+func (t *Tree) openDirect(oid kml.OID, flags int) (fd int, content uint64, ok bool) {
 	obj, err := t.index.Get(oid)
 	if err != nil || obj.Attr.Mode&unix.S_IFMT != unix.S_IFREG || len(obj.Handle) == 0 || t.suspect.Load() != nil {
-		return -1, false
+		return -1, 0, false
 	}
 	if _, bad := t.damage.has(oid); bad {
-		return -1, false
+		return -1, 0, false
 	}
 	mu := t.names.of(obj.Parent)
 	mu.RLock()
 	defer mu.RUnlock()
 	ref, err := t.dirs.get(obj.Parent)
 	if err != nil {
-		return -1, false
+		return -1, 0, false
 	}
 	defer ref.release()
 	// What stands there instead by now must not make the open wait.
 	fd, err = unix.Openat(ref.fd, obj.Name, flags&openFlags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, false
+		return -1, 0, false
 	}
-	if t.verifyName(fd, "", obj) != nil {
+	var st unix.Statx_t
+	if err = statAt(fd, "", &st); err == nil {
+		_, err = t.verify(fd, "", obj, &st)
+	}
+	if err != nil {
 		unix.Close(fd)
-		return -1, false
+		return -1, 0, false
 	}
-	return fd, true
+	a := Attr{Mode: unix.S_IFREG}
+	a.contentIs(obj.Handle)
+	return fd, a.Content, true
 }
 
 func (h *handle) writable() bool { return h.flags&unix.O_ACCMODE != unix.O_RDONLY }
@@ -267,7 +275,7 @@ func (h *handle) follow(ctx context.Context) error {
 		if h.gen.Load() == gen {
 			return nil
 		}
-		fd, err := h.t.openFile(ctx, nil, h.obj.oid, h.flags)
+		fd, content, err := h.t.openFile(ctx, nil, h.obj.oid, h.flags)
 		if err != nil {
 			return err
 		}
@@ -278,7 +286,7 @@ func (h *handle) follow(ctx context.Context) error {
 		s := &h.t.objects
 		s.mu.Lock() // dup takes a descriptor under it
 		old := h.fd.Swap(int64(fd))
-		h.content.Store(0)
+		h.content.Store(content)
 		h.gen.Store(gen)
 		s.mu.Unlock()
 		unix.Close(int(old))

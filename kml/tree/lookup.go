@@ -86,12 +86,13 @@ func (t *Tree) Getattr(ctx context.Context, _ *Cred, oid kml.OID) (Attr, error) 
 // whole is false when it changed meanwhile, and the error ErrNotFound or
 // errMismatch when it is not there.
 func (t *Tree) getattrNamed(oid kml.OID) (a Attr, whole bool, err error) {
-	if oid == kml.RootOID {
-		return Attr{}, false, errMismatch
-	}
 	obj, err := t.index.Get(oid)
 	if err != nil {
 		return Attr{}, false, err
+	}
+	if oid == kml.RootOID {
+		a, _, err = t.joinedAttr(obj, t.rootfd)
+		return a, err == nil, err
 	}
 	_, dirty := t.objects.dataVersion(oid)
 	mu := t.names.of(obj.Parent)

@@ -75,9 +75,6 @@ func (t *Tree) make(ctx context.Context, m making) (Attr, []byte, error) {
 		}
 		a = t.attrOf(obj, &st)
 		a.contentIs(handle)
-		if r.Op == kml.OpMkdir {
-			t.watcher.added(r.OID)
-		}
 		return nil
 	})
 	if now != 0 {
@@ -130,7 +127,7 @@ func (t *Tree) finishNew(dirfd int, m making, st *unix.Statx_t) (handle []byte, 
 	r := m.rec
 	fd := *m.fd
 	if fd < 0 {
-		if fd, err = unix.Openat(dirfd, r.Name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
+		if fd, err = openNew(dirfd, r); err != nil {
 			return nil, err
 		}
 		defer unix.Close(fd)
@@ -154,10 +151,25 @@ func (t *Tree) finishNew(dirfd int, m making, st *unix.Statx_t) (handle []byte, 
 		return nil, err
 	}
 	r.Attr = kmlAttr(st)
-	if r.Xattrs, err = p.xattrsOf(*m.fd); err != nil {
+	if r.Xattrs, err = p.xattrsOf(fd); err != nil {
 		return nil, err
 	}
-	return HandleAt(fd, "")
+	if handle, err = HandleAt(fd, ""); err == nil && r.Op == kml.OpMkdir {
+		t.watcher.made(r.OID, fd, handle)
+	}
+	return handle, err
+}
+
+// openNew opens what a record has just made: a folder so that its attributes can
+// be read from the descriptor, where that is allowed.
+func openNew(dirfd int, r *kml.Record) (int, error) {
+	if r.Op == kml.OpMkdir {
+		fd, err := unix.Openat(dirfd, r.Name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err == nil {
+			return fd, nil
+		}
+	}
+	return unix.Openat(dirfd, r.Name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 }
 
 // dress gives a new object its owner, with chown, and then its mode, and what

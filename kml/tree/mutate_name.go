@@ -57,7 +57,7 @@ func (t *Tree) remove(ctx context.Context, c *Cred, r *kml.Record, check func(k 
 		if r.Op == kml.OpRmdir || k.st.Nlink <= 1 {
 			r.Flags |= kml.FlagGone
 		}
-		return t.mutate(ctx, mutation{
+		err = t.mutate(ctx, mutation{
 			rec:    r,
 			handle: k.handle,
 			call:   func() error { return c.as(func() error { return unix.Unlinkat(dirfd, r.Name, flags) }) },
@@ -66,6 +66,11 @@ func (t *Tree) remove(ctx context.Context, c *Cred, r *kml.Record, check func(k 
 				return err
 			},
 		})
+		if err == nil && r.Op == kml.OpRmdir {
+			t.dirs.forget(k.oid)
+			t.watcher.removed(k.handle)
+		}
+		return err
 	}))
 }
 

@@ -4,6 +4,12 @@ import (
 	"cmp"
 	"slices"
 	"sort"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
 )
 
 // picture is a folder's names as they were at one moment, in the order of their
@@ -13,7 +19,67 @@ import (
 // have removed names from the folder.
 type picture struct {
 	taken bool
-	list  []DirEntry
+	list  []DirEntry // shared, and never changed
+}
+
+// pictures are the last ones of a few folders: programs list the same folder
+// again and again.
+type pictures struct {
+	mu      sync.Mutex
+	m       map[kml.OID]pictureOf
+	entries int // of all of them
+}
+
+// pictureOf is a picture with the inode and change time of its folder, which was
+// past when the picture was taken: a folder that has both still has these names.
+type pictureOf struct {
+	ino   uint64
+	ctime int64
+	pic   picture
+}
+
+// maxPictured is how many entries are kept: some 16 MB.
+const maxPictured = 1 << 17
+
+func (s *pictures) get(oid kml.OID, st *unix.Statx_t) (picture, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.m[oid]
+	if !ok || p.ino != st.Ino || p.ctime != nsOf(st.Ctime) {
+		return picture{}, false
+	}
+	return p.pic, true
+}
+
+// put keeps a picture that was taken after st was looked at.
+func (s *pictures) put(oid kml.OID, st *unix.Statx_t, pic picture) {
+	ctime := nsOf(st.Ctime)
+	if len(pic.list) > maxPictured || time.Since(time.Unix(0, ctime)) < stampAge(ctime) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.m == nil {
+		s.m = make(map[kml.OID]pictureOf)
+	}
+	s.entries += len(pic.list) + 1 - s.size(oid)
+	s.m[oid] = pictureOf{st.Ino, ctime, pic}
+	for o := range s.m {
+		if s.entries <= maxPictured {
+			break
+		}
+		s.entries -= s.size(o)
+		delete(s.m, o)
+	}
+}
+
+// size is what a folder's picture takes of what there is room for.
+func (s *pictures) size(oid kml.OID) int {
+	p, ok := s.m[oid]
+	if !ok {
+		return 0
+	}
+	return len(p.pic.list) + 1
 }
 
 // takePicture gives entries their offsets and puts them in order.

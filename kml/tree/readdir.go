@@ -41,11 +41,11 @@ func (h *dirHandle) ReadDir(ctx context.Context, off uint64, max int) ([]DirEntr
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if off == 0 || !h.pic.taken {
-		list, err := h.t.list(ctx, h.oid, h.fd)
+		pic, err := h.t.picture(ctx, h.oid, h.fd)
 		if err != nil {
 			return nil, err
 		}
-		h.pic = takePicture(list)
+		h.pic = pic
 	}
 	return h.pic.after(off, max), nil
 }
@@ -61,17 +61,39 @@ func (h *dirHandle) Close() error {
 	return unix.Close(h.fd)
 }
 
+// picture is a picture of the folder behind fd: the last one, when the folder
+// tells by its change time that nothing came or went since.
+func (t *Tree) picture(ctx context.Context, oid kml.OID, fd int) (picture, error) {
+	var st unix.Statx_t
+	if err := statAt(fd, "", &st); err != nil {
+		return picture{}, err
+	}
+	if pic, ok := t.pictures.get(oid, &st); ok {
+		return pic, nil
+	}
+	list, whole, err := t.list(ctx, oid, fd)
+	if err != nil {
+		return picture{}, err
+	}
+	pic := takePicture(list)
+	if whole {
+		t.pictures.put(oid, &st, pic)
+	}
+	return pic, nil
+}
+
 // list reads the folder behind fd and names each entry's oid. A listing trusts
 // the index for names it knows (a walk verifies the handle); what it does not
-// know, or knows and does not see, is journaled first.
-func (t *Tree) list(ctx context.Context, oid kml.OID, fd int) ([]DirEntry, error) {
+// know, or knows and does not see, is journaled first. whole is true when disk
+// and index agreed on every name.
+func (t *Tree) list(ctx context.Context, oid kml.OID, fd int) (list []DirEntry, whole bool, err error) {
 	for range maxRetry {
 		list, odd, err := t.listOnce(oid, fd)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if len(odd) == 0 {
-			return list, nil
+			return list, true, nil
 		}
 		left := 0
 		for _, name := range odd {
@@ -80,16 +102,16 @@ func (t *Tree) list(ctx context.Context, oid kml.OID, fd int) ([]DirEntry, error
 				continue
 			}
 			if err := t.reconcileName(ctx, oid, name); err != nil && !errors.Is(err, syscall.ENOENT) && !errors.Is(err, errDamaged) {
-				return nil, err
+				return nil, false, err
 			}
 		}
 		if left == len(odd) {
-			return list, nil
+			return list, false, nil
 		}
 	}
 	// Somebody keeps changing the folder: what is known by now will do.
-	list, _, err := t.listOnce(oid, fd)
-	return list, err
+	list, _, err = t.listOnce(oid, fd)
+	return list, false, err
 }
 
 func (t *Tree) listOnce(oid kml.OID, fd int) (list []DirEntry, odd []string, err error) {
@@ -102,7 +124,7 @@ func (t *Tree) listOnce(oid kml.OID, fd int) (list []DirEntry, odd []string, err
 	}
 	known := make(map[string]kml.OID, len(onDisk))
 	for after := ""; ; {
-		es, err := t.index.Children(oid, after, 4096)
+		es, err := t.index.Children(oid, after, 1<<16)
 		if err != nil {
 			return nil, nil, err
 		}

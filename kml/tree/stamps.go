@@ -27,12 +27,17 @@ type stamp struct {
 	handle string
 }
 
-const (
-	// stampAge is how far a change time must lie back: file systems count them in
-	// seconds at worst.
-	stampAge  = 3 * time.Second
-	maxStamps = 512 // a shard
-)
+const maxStamps = 512 // a shard
+
+// stampAge is how far a change time must lie back, in nanoseconds of both: where
+// file systems count in seconds it is long, else ten of the kernel's ticks at
+// their longest.
+func stampAge(ctime int64) time.Duration {
+	if ctime%int64(time.Second) == 0 {
+		return 3 * time.Second
+	}
+	return 100 * time.Millisecond
+}
 
 func (s *stamps) of(oid kml.OID) *stampShard { return &s[stripeOf(oid)%len(s)] }
 
@@ -49,7 +54,7 @@ func (s *stamps) has(o *Object, st *unix.Statx_t) bool {
 // now, the handle later.
 func (s *stamps) put(o *Object, st *unix.Statx_t) {
 	ctime := nsOf(st.Ctime)
-	if len(o.Handle) == 0 || o.Ino != st.Ino || time.Since(time.Unix(0, ctime)) < stampAge {
+	if len(o.Handle) == 0 || o.Ino != st.Ino || time.Since(time.Unix(0, ctime)) < stampAge(ctime) {
 		return
 	}
 	sh := s.of(o.OID)

@@ -79,23 +79,24 @@ type Tree struct {
 	dev    [2]uint32 // the file system dir is on
 	root   bool      // the process may give files away
 
-	state   *State
-	mounts  sync.Map  // Name of what is left out: another file system is mounted there
-	past    *evidence // while history that was cut is being settled
-	damage  *damage
-	suspect atomic.Pointer[Suspect] // nil: no crash left anything to look at
-	index   *Index
-	log     *kml.Log
-	intents *Slots
-	dirty   *Slots
-	dirs    *dirCache
-	locks   *lockTable
-	sites   *sites
-	objects objects
-	watch   watchers
-	watcher *watcher // nil: foreign edits are found on use
-	stamps  stamps
-	bufs    sync.Pool // *[]byte, for intents
+	state    *State
+	mounts   sync.Map  // Name of what is left out: another file system is mounted there
+	past     *evidence // while history that was cut is being settled
+	damage   *damage
+	suspect  atomic.Pointer[Suspect] // nil: no crash left anything to look at
+	index    *Index
+	log      *kml.Log
+	intents  *Slots
+	dirty    *Slots
+	dirs     *dirCache
+	locks    *lockTable
+	sites    *sites
+	objects  objects
+	watch    watchers
+	watcher  *watcher // nil: foreign edits are found on use
+	stamps   stamps
+	pictures pictures
+	bufs     sync.Pool // *[]byte, for intents
 
 	names stripes // a folder's entries, by the folder's oid
 	objs  stripes // an object's attributes and inode

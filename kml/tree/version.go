@@ -42,7 +42,7 @@ func (t *Tree) OpenVersion(ctx context.Context, oid kml.OID) (*VersionHandle, er
 func (t *Tree) openVersion(ctx context.Context, o *openObject) (*VersionHandle, error) {
 	for range maxRetry {
 		gen := o.still()
-		fd, err := t.openFile(ctx, nil, o.oid, unix.O_RDONLY)
+		fd, _, err := t.openFile(ctx, nil, o.oid, unix.O_RDONLY)
 		if err != nil {
 			return nil, err
 		}

@@ -169,18 +169,51 @@ func (w *watcher) markOne(oid kml.OID) error {
 		return nil // moved or gone: met when used
 	}
 	defer ref.release()
-	err = unix.FanotifyMark(w.fd, unix.FAN_MARK_ADD|unix.FAN_MARK_ONLYDIR, watchEvents, ref.fd, ".")
-	if err != nil {
-		return fmt.Errorf("fanotify_mark of folder %v (fs.fanotify.max_user_marks too low?): %w", oid, err)
-	}
 	h, err := HandleAt(ref.fd, "")
 	if err != nil {
 		return err
+	}
+	return w.markFd(oid, ref.fd, h)
+}
+
+// markFd marks the folder behind a descriptor, whose handle is h.
+func (w *watcher) markFd(oid kml.OID, fd int, h []byte) error {
+	err := unix.FanotifyMark(w.fd, unix.FAN_MARK_ADD|unix.FAN_MARK_ONLYDIR, watchEvents, fd, ".")
+	if err != nil {
+		return fmt.Errorf("fanotify_mark of folder %v (fs.fanotify.max_user_marks too low?): %w", oid, err)
 	}
 	w.mu.Lock()
 	w.folders[string(h)] = oid
 	w.mu.Unlock()
 	return nil
+}
+
+// made is added for a folder that the tree itself makes, by its descriptor.
+func (w *watcher) made(oid kml.OID, fd int, h []byte) {
+	if w == nil {
+		return
+	}
+	if !w.perDir {
+		w.removed(h)
+		return
+	}
+	if err := w.markFd(oid, fd, h); err != nil {
+		w.notWatched(oid, err)
+	}
+}
+
+// removed hears of a folder that is gone; its mark went with it.
+func (w *watcher) removed(h []byte) {
+	if w == nil {
+		return
+	}
+	w.mu.Lock()
+	delete(w.folders, string(h))
+	w.mu.Unlock()
+}
+
+func (w *watcher) notWatched(oid kml.OID, err error) {
+	w.t.logger.Warn("folder is not watched; edits behind the tree's back are found on use", "oid", oid, "err", err)
 }
 
 // added hears of a folder that is new in the tree: it is marked where folders
@@ -191,14 +224,12 @@ func (w *watcher) added(oid kml.OID) {
 	}
 	if !w.perDir {
 		if o, err := w.t.index.Get(oid); err == nil {
-			w.mu.Lock()
-			delete(w.folders, string(o.Handle))
-			w.mu.Unlock()
+			w.removed(o.Handle)
 		}
 		return
 	}
 	if err := w.markOne(oid); err != nil {
-		w.t.logger.Warn("folder is not watched; edits behind the tree's back are found on use", "oid", oid, "err", err)
+		w.notWatched(oid, err)
 	}
 }
 

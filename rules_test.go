@@ -25,7 +25,7 @@ var arrows = map[string][]string{
 	"internal/cli":      {"cachefs", "cachefs/fusefs", "p9srv", "p9srv/client", "p9srv/wire", "p9srv/export", "p9srv/plain", "kml/tree", "kml/feed", "kml/replay", "kml/conflict", "kml/glob", "kml", "man", "internal/fault"},
 	"internal/bench9p":  {"p9srv", "p9srv/wire", "p9srv/export", "p9srv/plain", "kml/tree"},
 	"internal/asuser":   {},
-	"p9srv/plain":       {"p9srv", "internal/asuser"},
+	"p9srv/plain":       {"p9srv", "p9srv/wire", "internal/asuser"},
 	"internal/testutil": {"internal/fault"},
 	"internal/fault":    {},
 	"man":               {},

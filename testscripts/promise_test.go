@@ -20,9 +20,6 @@ import (
 	"github.com/mezzofs/mezzo/p9srv/client"
 )
 
-// nobody is a user without rights, who is on every system.
-const nobody = 65534
-
 // promises are what a 9P server keeps, whatever it serves.
 var promises = []struct {
 	name string

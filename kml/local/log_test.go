@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"github.com/mezzofs/mezzo/internal/testutil"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -47,7 +48,7 @@ func text(l *Log) []string {
 // before: what was said once is said again, in the same order, byte for byte,
 // and no number comes twice.
 func TestModel(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
+	testutil.Check(t, func(t *rapid.T) {
 		dir, err := os.MkdirTemp("", "local-*")
 		if err != nil {
 			t.Fatal(err)

@@ -191,19 +191,19 @@ func slotHead(to, b []byte) []byte {
 	return binary.LittleEndian.AppendUint32(to, crc32.Checksum(b, castagnoli))
 }
 
-// store copies b into the mapping. A disk that fails, or a file system that was
-// shut down, is a fault there, and EIO here.
-func (s *Slots) store(at int64, b []byte) (err error) {
+// store copies b into the mapping.
+func (s *Slots) store(at int64, b []byte) error { return copyMapped(s.m[at:], b) }
+
+// copyMapped copies into mapped memory. A disk that fails, or a file system that
+// was shut down, is a fault there, and EIO here; nothing else can go wrong in it.
+func copyMapped(to, b []byte) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
-		if r := recover(); r != nil {
-			if _, ok := r.(interface{ Addr() uintptr }); !ok {
-				panic(r)
-			}
+		if recover() != nil {
 			err = unix.EIO
 		}
 	}()
-	copy(s.m[at:], b)
+	copy(to, b)
 	return nil
 }
 

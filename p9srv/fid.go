@@ -15,13 +15,15 @@ import (
 // a client may send a walk, an open, a read and a clunk without waiting in
 // between, and none of them sees a fid in the middle of a change.
 //
-// shared, excl and queue are guarded by session.mu. The rest belongs to the
+// shared, excl, queue, syncs and inSync are guarded by session.mu. The rest belongs to the
 // requests that hold the slot: read by all, written by one that holds it alone.
 type slot struct {
 	num    wire.FID
 	shared int  // requests that hold it together
 	excl   bool // one holds it alone
 	queue  []*request
+	syncs  []*request // Tfsync messages that hold it and wait for the next sync
+	inSync bool       // a worker has been told, or is at it
 
 	fidState
 }

@@ -156,6 +156,9 @@ func (s *session) sweep(sl *slot) {
 
 // runnable hands r to a worker. s.mu is held.
 func (s *session) runnable(r *request) {
+	if r.joinable() && !r.a.joins(r) {
+		return
+	}
 	s.runq = append(s.runq, r)
 	switch {
 	case s.idle > 0:
@@ -209,6 +212,10 @@ func (s *session) worker() {
 		r := s.runq[0]
 		s.runq[0] = nil
 		s.runq = s.runq[1:]
+		if r.joinable() {
+			s.runSyncs(r.a)
+			continue
+		}
 		r.started = true
 		skip := r.dropped || s.muted
 		s.mu.Unlock()
@@ -220,12 +227,24 @@ func (s *session) worker() {
 // run runs a request on a worker and queues its answer.
 func (s *session) run(r *request, skip bool) {
 	if !skip {
-		r.out = s.srv.bufs.get(0)
-		r.ctx = &r.reqContext
+		r.begin()
 		r.finishAnswer(r.invoke())
 	}
 	r.cancel()
 	s.mu.Lock()
+	s.over(r)
+	s.mu.Unlock()
+	s.q.flush(true)
+}
+
+// begin makes r ready for its handler.
+func (r *request) begin() {
+	r.out = r.s.srv.bufs.get(0)
+	r.ctx = &r.reqContext
+}
+
+// over ends a request and queues its answer. s.mu is held.
+func (s *session) over(r *request) {
 	if s.tags[r.tag] == r {
 		delete(s.tags, r.tag)
 	}
@@ -244,10 +263,8 @@ func (s *session) run(r *request, skip bool) {
 	if s.pending == 0 {
 		s.quiet.Broadcast()
 	}
-	s.mu.Unlock()
 	s.srv.bufs.put(r.buf)
 	s.q.hold(-r.cost)
-	s.q.flush(true)
 }
 
 // flush is Tflush: the answer comes when old is over, at once when it has not

@@ -17,6 +17,7 @@ type call struct {
 	tag  wire.Tag
 	body []byte
 	out  []byte      // the answer is appended
+	pipe *pipe       // of a request: goes before out
 	from int         // where in out the answer starts
 	ctx  *reqContext // nil: run in place
 	a, b *slot       // the fids of the message, in its order

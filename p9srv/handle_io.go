@@ -126,6 +126,9 @@ func (c *call) read() error {
 		return syscall.EINVAL
 	}
 	want := c.payloadLimit(m.Count)
+	if want >= spliceMin && c.readPipe(sl, want, int64(m.Offset)) {
+		return nil
+	}
 	c.reserve(wire.ReadOverhead + want)
 	start := len(c.out) + wire.ReadOverhead
 	n, err := c.readFull(sl, c.out[start:start+want], int64(m.Offset))

@@ -153,6 +153,18 @@ type ContextReader interface {
 	ReadAtContext(ctx context.Context, p []byte, off int64) (int, error)
 }
 
+// PipeReader is an open File whose contents can go from the page cache to a
+// connection without being copied. PipeSize says how many bytes from off on a
+// read of n bytes would get that way now, 0 for none. ReadToPipe then puts up to
+// n bytes into a pipe(7), with splice(2), as many as fit; it never waits for room.
+// Run in place both leave alone what would have to be waited for. What a client
+// gets is what the pages hold when the client takes it: a File whose contents
+// have to be those of the moment of the read must not be one.
+type PipeReader interface {
+	PipeSize(off int64, n int) int
+	ReadToPipe(pipe int, off int64, n int) (int, error)
+}
+
 // StreamReader is an open File that answers each read with what there is, as a
 // pipe does: the engine sends a short answer on instead of reading on until
 // the count is reached.

@@ -17,35 +17,63 @@ import (
 type outq struct {
 	conn  io.Writer
 	raw   syscall.RawConn // nil: not a socket
-	bufs  *buffers
-	count *counters
+	srv   *Server
 	owner *sync.WaitGroup // of the goroutine
 	fail  func(error)
 
 	mu   sync.Mutex
-	pend [][]byte // in order, owned
-	size int      // bytes in pend and being written
-	held int      // bytes of requests in progress
-	busy bool     // somebody writes
-	dead bool     // nothing is written any more
+	pend []piece // in order, owned
+	size int     // bytes in pend and being written
+	held int     // bytes of requests in progress
+	busy bool    // somebody writes
+	dead bool    // nothing is written any more
 	room sync.Cond
 }
 
+// piece is a part of what is written: bytes, or what is in a pipe.
+type piece struct {
+	b    []byte
+	pipe *pipe
+}
+
+func (p *piece) len() int {
+	if p.pipe != nil {
+		return p.pipe.n
+	}
+	return len(p.b)
+}
+
 func (q *outq) init(c io.Writer, raw syscall.RawConn, s *Server, owner *sync.WaitGroup, fail func(error)) {
-	q.conn, q.raw, q.bufs, q.count, q.owner, q.fail = c, raw, &s.bufs, &s.count, owner, fail
+	q.conn, q.raw, q.srv, q.owner, q.fail = c, raw, s, owner, fail
 	q.room.L = &q.mu
 }
 
 // add queues a buffer; it belongs to q then. It does no I/O.
-func (q *outq) add(b []byte) {
+func (q *outq) add(b []byte) { q.addPieces(piece{b: b}) }
+
+// addPieces queues what belongs together. It does no I/O.
+func (q *outq) addPieces(ps ...piece) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.dead {
-		q.bufs.put(b)
+		q.forget(ps)
 		return
 	}
-	q.pend = append(q.pend, b)
-	q.size += len(b)
+	for _, p := range ps {
+		q.pend = append(q.pend, p)
+		q.size += p.len()
+	}
+}
+
+// forget gives up what will not be written.
+func (q *outq) forget(ps []piece) {
+	for _, p := range ps {
+		if p.pipe != nil {
+			q.srv.pipes.put(p.pipe)
+		} else {
+			q.srv.bufs.put(p.b)
+		}
+	}
 }
 
 // flush writes what is queued, if nobody else does. With wait it may take as
@@ -58,50 +86,47 @@ func (q *outq) flush(wait bool) {
 		return
 	}
 	q.busy = true
-	b := batch{bufs: q.pend}
+	b := batch{pieces: q.pend}
 	q.pend = nil
 	if q.raw != nil {
 		q.mu.Unlock()
-		for {
-			if err := q.tryWrite(&b); err != nil {
-				q.die(err)
-				return
-			}
-			if len(b.bufs) > 0 {
-				break
-			}
-			if b = q.more(); len(b.bufs) == 0 {
-				return
-			}
+		if b = q.drain(b, false); len(b.pieces) == 0 {
+			return
 		}
 		q.mu.Lock()
 	}
 	if wait {
 		q.mu.Unlock()
-		q.drain(b)
+		q.drain(b, true)
 		return
 	}
 	q.owner.Add(1)
 	q.mu.Unlock()
 	go func() {
 		defer q.owner.Done()
-		q.drain(b)
+		q.drain(b, true)
 	}()
 }
 
-// batch is buffers being written; off bytes of the first are.
+// batch is pieces being written; off bytes of the first are, when it is no pipe.
 type batch struct {
-	bufs [][]byte
-	off  int
+	pieces []piece
+	off    int
 }
 
 // maxVec is how many buffers one writev takes.
 const maxVec = 16
 
-// vec is what to write next.
+// vec is the bytes to write next, nothing when a pipe is next.
 func (b *batch) vec(room *[maxVec][]byte) [][]byte {
-	n := copy(room[:], b.bufs)
-	room[0] = room[0][b.off:]
+	n := 0
+	for n < min(len(b.pieces), maxVec) && b.pieces[n].pipe == nil {
+		room[n] = b.pieces[n].b
+		n++
+	}
+	if n > 0 {
+		room[0] = room[0][b.off:]
+	}
 	return room[:n]
 }
 
@@ -110,79 +135,86 @@ func (b *batch) vec(room *[maxVec][]byte) [][]byte {
 func (q *outq) more() batch {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	b := batch{bufs: q.pend}
+	b := batch{pieces: q.pend}
 	q.pend = nil
-	if len(b.bufs) == 0 || q.dead {
+	if len(b.pieces) == 0 || q.dead {
 		q.busy = false
 		return batch{}
 	}
 	return b
 }
 
-// tryWrite writes without waiting. b keeps what the descriptor did not take.
-func (q *outq) tryWrite(b *batch) error {
-	for len(b.bufs) > 0 {
-		var n int
-		var err error
-		var room [maxVec][]byte
-		vec := b.vec(&room)
-		cerr := q.raw.Write(func(fd uintptr) bool {
-			for {
-				if len(vec) == 1 {
-					n, err = unix.Write(int(fd), vec[0])
-				} else {
-					n, err = unix.Writev(int(fd), vec)
-				}
-				if err != unix.EINTR {
-					return true
-				}
+// drain writes until nothing is left, or with wait false until the descriptor
+// takes no more: then it returns what is left.
+func (q *outq) drain(b batch, wait bool) batch {
+	for {
+		for len(b.pieces) > 0 {
+			n, err := q.write(&b, wait)
+			if errors.Is(err, unix.EAGAIN) {
+				return b
 			}
-		})
-		if err == nil {
-			err = cerr
+			q.srv.count.writes.Add(1)
+			q.took(&b, n)
+			if err != nil {
+				q.die(err)
+				q.forget(b.pieces)
+				return batch{}
+			}
 		}
-		if errors.Is(err, unix.EAGAIN) {
-			return nil
+		if b = q.more(); len(b.pieces) == 0 {
+			return b
 		}
-		if err != nil {
-			return err
-		}
-		q.count.writes.Add(1)
-		q.took(b, n)
 	}
-	return nil
+}
+
+// write writes from the front of b. Without wait it fails with EAGAIN where it
+// would have to.
+func (q *outq) write(b *batch, wait bool) (n int, err error) {
+	if q.raw == nil {
+		return q.conn.Write(b.pieces[0].b[b.off:])
+	}
+	var room [maxVec][]byte
+	vec := b.vec(&room)
+	cerr := q.raw.Write(func(fd uintptr) bool {
+		for {
+			switch len(vec) {
+			case 0:
+				n, err = b.pieces[0].pipe.sendTo(int(fd))
+			case 1:
+				n, err = unix.Write(int(fd), vec[0])
+			default:
+				n, err = unix.Writev(int(fd), vec)
+			}
+			if err != unix.EINTR {
+				return !wait || err != unix.EAGAIN
+			}
+		}
+	})
+	if cerr != nil {
+		err = cerr
+	}
+	return max(n, 0), err
 }
 
 // took accounts for n bytes written from the front of b.
 func (q *outq) took(b *batch, n int) {
-	q.count.bytesOut.Add(uint64(n))
+	q.srv.count.bytesOut.Add(uint64(n))
 	q.mu.Lock()
 	q.size -= n
 	q.room.Broadcast()
 	q.mu.Unlock()
-	b.off += n
-	for len(b.bufs) > 0 && b.off >= len(b.bufs[0]) {
-		b.off -= len(b.bufs[0])
-		q.bufs.put(b.bufs[0])
-		b.bufs = b.bufs[1:]
+	if p := b.pieces; len(p) > 0 && p[0].pipe != nil {
+		if p[0].pipe.n -= n; p[0].pipe.n == 0 {
+			q.srv.pipes.put(p[0].pipe)
+			b.pieces = p[1:]
+		}
+		return
 	}
-}
-
-// drain writes with waiting until nothing is left.
-func (q *outq) drain(b batch) {
-	for {
-		for len(b.bufs) > 0 {
-			n, err := q.conn.Write(b.bufs[0][b.off:])
-			q.count.writes.Add(1)
-			q.took(&b, n)
-			if err != nil {
-				q.die(err)
-				return
-			}
-		}
-		if b = q.more(); len(b.bufs) == 0 {
-			return
-		}
+	b.off += n
+	for len(b.pieces) > 0 && b.pieces[0].pipe == nil && b.off >= len(b.pieces[0].b) {
+		b.off -= len(b.pieces[0].b)
+		q.srv.bufs.put(b.pieces[0].b)
+		b.pieces = b.pieces[1:]
 	}
 }
 
@@ -234,10 +266,10 @@ func (q *outq) waitRoom(limit int, patient bool) bool {
 func (q *outq) drop() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for _, b := range q.pend {
-		q.size -= len(b)
-		q.bufs.put(b)
+	for i := range q.pend {
+		q.size -= q.pend[i].len()
 	}
+	q.forget(q.pend)
 	q.pend = nil
 }
 
@@ -250,6 +282,7 @@ func (q *outq) die(err error) {
 func (q *outq) stop() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.forget(q.pend)
 	q.dead, q.busy = true, false
 	q.pend, q.size = nil, 0
 	q.room.Broadcast()

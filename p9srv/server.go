@@ -22,6 +22,7 @@ type Server struct {
 	opts     Options
 	count    counters
 	bufs     buffers
+	pipes    pipes
 	trees    places
 	// fewWorkers is how many workers a session starts without waiting.
 	fewWorkers int
@@ -119,8 +120,11 @@ func (s *Server) ServeConn(ctx context.Context, c io.ReadWriteCloser) error {
 	s.count.open.Add(-1)
 	s.mu.Lock()
 	delete(s.sessions, ses)
-	closed := s.closed
+	closed, last := s.closed, len(s.sessions) == 0
 	s.mu.Unlock()
+	if last {
+		s.pipes.close()
+	}
 	switch {
 	case closed:
 		return ErrClosed

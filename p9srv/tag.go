@@ -252,12 +252,17 @@ func (s *session) over(r *request) {
 		delete(s.tags, t)
 		r.out = (&wire.Rflush{}).Append(r.out, t)
 	}
-	if len(r.out) > 0 && !s.muted {
+	switch {
+	case s.muted:
+		s.q.forget(r.pieces())
+	case r.pipe != nil:
+		s.q.addPieces(r.pieces()...)
+	case len(r.out) > 0:
 		s.send(r.out)
-	} else if r.out != nil {
+	case r.out != nil:
 		s.srv.bufs.put(r.out)
 	}
-	r.out = nil
+	r.out, r.pipe = nil, nil
 	s.release(r)
 	s.pending--
 	if s.pending == 0 {

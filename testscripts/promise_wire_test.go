@@ -53,8 +53,14 @@ func (r *rawConn) bytes(b []byte) wire.Msg {
 	r.s.Helper()
 	_, err := r.Write(b)
 	r.s.ok(err)
+	return r.recv()
+}
+
+// recv is the next answer.
+func (r *rawConn) recv() wire.Msg {
+	r.s.Helper()
 	frame := make([]byte, 4)
-	_, err = io.ReadFull(r, frame)
+	_, err := io.ReadFull(r, frame)
 	r.s.ok(err)
 	frame = append(frame, make([]byte, binary.LittleEndian.Uint32(frame)-4)...)
 	_, err = io.ReadFull(r, frame[4:])
@@ -224,4 +230,27 @@ func workAs(s *served, root *client.Fid, uid p9.UID, name string) error {
 		return fmt.Errorf("gives a file away: %v", err)
 	}
 	return nil
+}
+
+// walkAll walks to the files 0, 1, ... as fids 1, 2, ..., all at once.
+func (r *rawConn) walkAll(n int) {
+	r.s.Helper()
+	var b []byte
+	for i := range n {
+		m := wire.Twalk{FID: 0, NewFID: wire.FID(1 + i), Names: []string{fmt.Sprint(i)}}
+		b = m.Append(b, wire.Tag(i))
+	}
+	_, err := r.Write(b)
+	r.s.ok(err)
+	for range n {
+		if m := r.recv(); m.MsgType() != wire.TypeRwalk {
+			r.s.Fatal(wire.Text(0, m))
+		}
+	}
+}
+
+// attrOf asks for the last fid's attributes.
+func (r *rawConn) attrOf(fid int) {
+	r.s.Helper()
+	r.is(&wire.Tgetattr{FID: wire.FID(fid), Mask: p9.AttrMaskAll}, wire.TypeRgetattr)
 }

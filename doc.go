@@ -30,6 +30,7 @@
 //	kml/replay           a log without its tree: names, and a plain directory made what it says
 //	kml                  the log: records, segments, repair
 //
+//	internal/node        objects of a directory, made what a record says
 //	internal/asuser      file operations with a user's ids
 //	internal/fault       named points where tests may kill the process
 //	internal/testutil    leak check, golden files, seeds

@@ -28,6 +28,7 @@ var arrows = map[string][]string{
 	"p9srv/plain":       {"p9srv", "p9srv/wire", "internal/asuser"},
 	"internal/testutil": {"internal/fault"},
 	"internal/fault":    {},
+	"internal/node":     {"kml"},
 	"man":               {},
 	"cachefs":           {"kml/tree", "kml/conflict", "kml/glob", "kml/feed", "kml/local", "kml", "p9srv/client", "p9srv/wire", "internal/fault"},
 	"cachefs/fusefs":    {"kml/tree", "kml", "internal/fault"},
@@ -40,8 +41,8 @@ var arrows = map[string][]string{
 	"kml/glob":          {},
 	"kml/conflict":      {"kml", "kml/glob"},
 	"kml/local":         {"kml", "internal/fault"},
-	"kml/replay":        {"kml", "internal/fault"},
-	"kml/tree":          {"kml/local", "kml", "internal/fault"},
+	"kml/replay":        {"kml", "internal/fault", "internal/node"},
+	"kml/tree":          {"kml/local", "kml", "internal/fault", "internal/node"},
 	"testscripts":       {"internal/cli", "testscripts/guest"},
 	"testscripts/guest": {"p9srv", "p9srv/plain", "p9srv/export", "kml/tree", "kml"},
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/internal/fault"
+	"github.com/mezzofs/mezzo/internal/node"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -255,7 +256,7 @@ func (x *replayer) replace(ctx context.Context, at place, old *unix.Stat_t, w wa
 	if err := x.dress(int(p.Fd()), at, old); err != nil {
 		return err
 	}
-	ts := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, timespec(w.mtime)}
+	ts := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, node.Timespec(w.mtime)}
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", p.Fd()), ts, 0); err != nil {
 		return err
 	}
@@ -285,8 +286,8 @@ func (x *replayer) dress(fd int, at place, old *unix.Stat_t) error {
 		if err == nil {
 			err = unix.Fsetxattr(fd, string(name), v, 0)
 		}
-		if err := x.allow(err); err != nil {
-			return fmt.Errorf("xattr %q: %w", name, err)
+		if err := x.allow(fmt.Sprintf("xattr %q", name), err); err != nil {
+			return err
 		}
 	}
 	return unix.Fchmod(fd, old.Mode&0o7777)

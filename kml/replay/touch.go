@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/internal/fault"
+	"github.com/mezzofs/mezzo/internal/node"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -17,16 +18,13 @@ type place struct {
 	name string
 }
 
-// path is the place for calls that take no descriptor; the name itself is the
-// only part of it that may be a symbolic link.
-func (p place) path() string { return fmt.Sprintf("/proc/self/fd/%d/%s", p.fd, p.name) }
+func (p place) at() node.At { return node.At{FD: p.fd, Name: p.name} }
+
+func (p place) path() string { return p.at().Path() }
 
 func (p place) close() { unix.Close(p.fd) }
 
-func (p place) stat() (st unix.Stat_t, err error) {
-	err = unix.Fstatat(p.fd, p.name, &st, unix.AT_SYMLINK_NOFOLLOW)
-	return st, err
-}
+func (p place) stat() (unix.Stat_t, error) { return p.at().Stat() }
 
 // at opens the folder of a name. No symbolic link is followed on the way, so
 // nothing outside the directory is reached.
@@ -137,28 +135,7 @@ func (x *replayer) setDirTime(o kml.OID, mtime int64) error {
 		return err
 	}
 	defer unix.Close(fd)
-	return setTimes(fmt.Sprintf("/proc/self/fd/%d", fd), mtime, 0, kml.MaskMtime, 0)
-}
-
-// setTimes sets the times of a path that m names.
-func setTimes(path string, mtime, atime int64, m kml.AttrMask, flags int) error {
-	ts := [2]unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_OMIT}}
-	if m&kml.MaskAtime != 0 {
-		ts[0] = timespec(atime)
-	}
-	if m&kml.MaskMtime != 0 {
-		ts[1] = timespec(mtime)
-	}
-	return unix.UtimesNanoAt(unix.AT_FDCWD, path, ts[:], flags)
-}
-
-// timespec is nanoseconds since 1970, before it too.
-func timespec(ns int64) unix.Timespec {
-	sec, rest := ns/1e9, ns%1e9
-	if rest < 0 {
-		sec, rest = sec-1, rest+1e9
-	}
-	return unix.Timespec{Sec: sec, Nsec: rest}
+	return node.SetTimes(node.At{FD: fd}, kml.Attr{Mtime: mtime}, kml.MaskMtime)
 }
 
 // make makes an object in the stage, where no default ACL reaches it, and moves
@@ -187,72 +164,25 @@ func (x *replayer) make(r *kml.Record, doubt bool) error {
 }
 
 func (x *replayer) makeStaged(tmp place, r *kml.Record) error {
-	var err error
-	switch r.Op {
-	case kml.OpCreate:
-		err = unix.Mknodat(tmp.fd, tmp.name, unix.S_IFREG|0o600, 0)
-	case kml.OpMkdir:
-		err = unix.Mkdirat(tmp.fd, tmp.name, 0o700)
-	case kml.OpSymlink:
-		err = unix.Symlinkat(r.Target, tmp.fd, tmp.name)
-	case kml.OpMknod:
-		err = unix.Mknodat(tmp.fd, tmp.name, r.Attr.Mode&unix.S_IFMT|0o600, int(r.Attr.Rdev))
-	}
-	if err != nil {
+	if err := node.Make(tmp.at(), r); err != nil {
 		return err
 	}
-	m := kml.MaskMode | kml.MaskUID | kml.MaskGID | kml.MaskMtime
-	if r.Attr.Atime != 0 {
-		m |= kml.MaskAtime
-	}
-	for _, a := range r.Xattrs {
-		if err := x.allow(unix.Lsetxattr(tmp.path(), a.Name, a.Value, 0)); err != nil {
-			return fmt.Errorf("xattr %q: %w", a.Name, err)
-		}
-	}
-	return x.setAttr(tmp, r.Attr, m, r.Op == kml.OpSymlink)
+	m := kml.MaskMode | kml.MaskUID | kml.MaskGID | kml.MaskMtime | kml.MaskAtime
+	return node.Dress(tmp.at(), r.Attr, m, r.Xattrs, r.Op == kml.OpSymlink, x.skip())
 }
 
-// setAttr sets what m names. Owners come first: they take away set-id bits.
-func (x *replayer) setAttr(p place, a kml.Attr, m kml.AttrMask, symlink bool) error {
-	uid, gid := -1, -1
-	if m&kml.MaskUID != 0 {
-		uid = int(a.UID)
-	}
-	if m&kml.MaskGID != 0 {
-		gid = int(a.GID)
-	}
-	if m&(kml.MaskUID|kml.MaskGID) != 0 {
-		if err := x.allow(unix.Fchownat(p.fd, p.name, uid, gid, unix.AT_SYMLINK_NOFOLLOW)); err != nil {
-			return fmt.Errorf("owner: %w", err)
-		}
-	}
-	if m&kml.MaskMode != 0 && !symlink {
-		// Not through a symbolic link that somebody put there.
-		fd, err := unix.Openat(p.fd, p.name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return changed(err)
-		}
-		err = unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), a.Mode&0o7777)
-		unix.Close(fd)
-		if err != nil {
-			return fmt.Errorf("mode: %w", err)
-		}
-	}
-	if m&(kml.MaskMtime|kml.MaskAtime) == 0 {
-		return nil
-	}
-	return setTimes(p.path(), a.Mtime, a.Atime, m, unix.AT_SYMLINK_NOFOLLOW)
-}
-
-// allow counts what this process may not do, or the file system cannot, and
+// skip counts what this process may not do, or the file system cannot, and
 // goes on without it.
-func (x *replayer) allow(err error) error {
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) {
-		x.res.Skipped++
+func (x *replayer) skip() node.Skip {
+	return node.Forgive(func(string, error) { x.res.Skipped++ })
+}
+
+// allow is skip for one error.
+func (x *replayer) allow(what string, err error) error {
+	if err == nil {
 		return nil
 	}
-	return err
+	return x.skip()(what, err)
 }
 
 func (x *replayer) link(r *kml.Record, doubt bool) error {
@@ -354,18 +284,12 @@ func (x *replayer) attributeOf(p place, r *kml.Record) error {
 	if err != nil {
 		return changed(err)
 	}
+	what := fmt.Sprintf("xattr %q", r.Name)
 	switch r.Op {
 	case kml.OpSetxattr:
-		err = x.allow(unix.Lsetxattr(p.path(), r.Name, r.Value, 0))
+		return x.allow(what, node.SetXattr(p.at(), r.Name, r.Value))
 	case kml.OpRemovexattr:
-		if err = x.allow(unix.Lremovexattr(p.path(), r.Name)); errors.Is(err, unix.ENODATA) {
-			err = nil
-		}
-	default:
-		return x.setAttr(p, r.Attr, r.Mask, st.Mode&unix.S_IFMT == unix.S_IFLNK)
+		return x.allow(what, node.RemoveXattr(p.at(), r.Name))
 	}
-	if err != nil {
-		return fmt.Errorf("xattr %q: %w", r.Name, err)
-	}
-	return nil
+	return node.Dress(p.at(), r.Attr, r.Mask, nil, st.Mode&unix.S_IFMT == unix.S_IFLNK, x.skip())
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
+	"github.com/mezzofs/mezzo/internal/node"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -163,7 +164,7 @@ func (w *world) attr(o kml.OID) {
 	case k != unix.S_IFLNK:
 		a := kml.Attr{Mode: k | 0o600 | w.rng.Uint32()&0o4177, Mtime: int64(w.rng.Uint32())*1e9 + 5}
 		w.must(unix.Chmod(p, a.Mode&0o7777))
-		w.must(setTimes(p, a.Mtime, 0, kml.MaskMtime, 0))
+		w.must(node.SetTimes(node.At{FD: unix.AT_FDCWD, Name: p}, kml.Attr{Mtime: a.Mtime}, kml.MaskMtime))
 		w.record(kml.Record{Op: kml.OpSetattr, OID: o, Mask: kml.MaskMode | kml.MaskMtime, Attr: a})
 	}
 }

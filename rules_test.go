@@ -42,7 +42,7 @@ var arrows = map[string][]string{
 	"kml/conflict":      {"kml", "kml/glob"},
 	"kml/local":         {"kml", "internal/fault"},
 	"kml/replay":        {"kml", "internal/fault", "internal/node"},
-	"kml/tree":          {"kml/local", "kml", "internal/fault", "internal/node"},
+	"kml/tree":          {"kml/local", "kml/glob", "kml", "internal/fault", "internal/node"},
 	"testscripts":       {"internal/cli", "testscripts/guest"},
 	"testscripts/guest": {"p9srv", "p9srv/plain", "p9srv/export", "kml/tree", "kml"},
 }

@@ -85,6 +85,8 @@ type worker struct {
 	seq  uint64
 	// quiet: print nothing
 	quiet bool
+	// single: files have one name each
+	single bool
 }
 
 func (w *worker) name() string { return "n" + strconv.Itoa(w.rnd.IntN(8)) }
@@ -116,6 +118,9 @@ func (w *worker) step(i int) error {
 	case 4:
 		_, err = tr.Symlink(ctx, nil, d, n, "target"+n)
 	case 5:
+		if w.single {
+			return nil
+		}
 		var a Attr
 		if a, err = tr.Lookup(ctx, nil, w.dir(), w.name()); err == nil {
 			_, err = tr.Link(ctx, nil, a.OID, d, n)

@@ -63,6 +63,9 @@ type Fileset struct {
 	// in blocks, each saved before its first use.
 	CounterReserved uint64 `json:"counter_reserved"`
 	Importing       bool   `json:"importing,omitempty"` // Init is not through yet
+	// Copying: a replica that has to be compared with its master's snapshot
+	// before it can follow.
+	Copying bool `json:"copying,omitempty"`
 	// OwnSites are the master's own sites of earlier epochs.
 	OwnSites []kml.SiteID `json:"own_sites,omitempty"`
 	// Suspect is set from a crash of the machine until the directory has been

@@ -36,6 +36,9 @@ func (t *Tree) make(ctx context.Context, m making) (Attr, []byte, error) {
 	if err := checkName(r.Parent, r.Name); err != nil {
 		return Attr{}, nil, err
 	}
+	if err := t.broken(); err != nil {
+		return Attr{}, nil, err
+	}
 	var a Attr
 	var handle []byte
 	var now kml.OID // the folder, when it is another object by now

@@ -192,6 +192,9 @@ func (t *Tree) child(dirfd int, parent kml.OID, name string) (child, error) {
 		return k, errMismatch
 	}
 	k.oid = oid
+	if t.replica != nil && len(k.obj.Handle) == 0 {
+		return k, errMismatch // it is on its way
+	}
 	k.handle, err = t.verify(dirfd, name, k.obj, &k.st)
 	return k, err
 }
@@ -226,6 +229,9 @@ func (t *Tree) inDir(ctx context.Context, parent kml.OID, name string, write boo
 		}
 		if err := t.reconcileName(ctx, parent, name); err != nil {
 			return err
+		}
+		if t.replica != nil && !t.replica.has(Name{parent, name}) {
+			return syscall.ENOENT // it is on its way
 		}
 	}
 	if _, _, known := t.index.Child(parent, name); !known {

@@ -24,6 +24,9 @@ func (t *Tree) reconcileWritten(ctx context.Context, parent kml.OID, name string
 	if checkName(parent, name) != nil {
 		return nil
 	}
+	if t.replica != nil {
+		return t.replica.revert(parent, name, wrote)
+	}
 	for range maxRetry {
 		sub, again, err := t.reconcileOnce(ctx, parent, name, wrote)
 		if err != nil {

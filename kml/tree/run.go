@@ -32,6 +32,14 @@ func thisBoot() (Boot, error) {
 	return Boot{ID: string(bytes.TrimSpace(id)), Since: time.Now().Add(-time.Duration(up.Nano()))}, nil
 }
 
+// bootOr is b, or the machine's present run when b says nothing.
+func bootOr(b Boot) (Boot, error) {
+	if b == (Boot{}) {
+		return thisBoot()
+	}
+	return b, nil
+}
+
 // run is what the file "running" says while a process has a fileset open; a
 // clean end removes it.
 type run struct {

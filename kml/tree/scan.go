@@ -36,6 +36,9 @@ func (t *Tree) reconcileFolder(ctx context.Context, oid kml.OID) error {
 		return ignore(mapDirErr(err), syscall.ESTALE)
 	}
 	defer ref.release()
+	if t.replica != nil {
+		return t.replica.revertFolder(ref.fd, oid)
+	}
 	return t.foreignChange(ctx, place{fd: ref.fd}, oid, false)
 }
 

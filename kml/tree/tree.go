@@ -80,6 +80,7 @@ type Tree struct {
 	root   bool      // the process may give files away
 
 	state    *State
+	replica  *Replica  // nil: a master's tree
 	mounts   sync.Map  // Name of what is left out: another file system is mounted there
 	past     *evidence // while history that was cut is being settled
 	damage   *damage
@@ -205,19 +206,12 @@ func (t *Tree) firstScan() {
 func (t *Tree) openParts() (err error) {
 	fs := t.state.Fileset()
 	t.site = fs.Site
-	if t.opt.Boot == (Boot{}) {
-		if t.opt.Boot, err = thisBoot(); err != nil {
-			return err
-		}
-	}
-	if t.rootfd, err = unix.Open(t.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+	if t.opt.Boot, err = bootOr(t.opt.Boot); err != nil {
 		return err
 	}
-	var root unix.Statx_t
-	if err := unix.Statx(t.rootfd, "", unix.AT_EMPTY_PATH, statxMask, &root); err != nil {
+	if err := t.openRoot(); err != nil {
 		return err
 	}
-	t.dev = [2]uint32{root.Dev_major, root.Dev_minor}
 	id, err := uuidBytes(fs.UUID)
 	if err != nil {
 		return err
@@ -242,6 +236,19 @@ func (t *Tree) openParts() (err error) {
 	}
 	t.dirs = newDirCache(t.index, t.rootfd, 0)
 	t.locks = newLockTable()
+	return nil
+}
+
+// openRoot opens the directory.
+func (t *Tree) openRoot() (err error) {
+	if t.rootfd, err = unix.Open(t.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return err
+	}
+	var root unix.Statx_t
+	if err := unix.Statx(t.rootfd, "", unix.AT_EMPTY_PATH, statxMask, &root); err != nil {
+		return err
+	}
+	t.dev = [2]uint32{root.Dev_major, root.Dev_minor}
 	return nil
 }
 
@@ -315,8 +322,12 @@ func (t *Tree) breakDown(err error) error {
 	return fmt.Errorf("%w: %w", syscall.EIO, err)
 }
 
-// broken is EROFS once the tree has stopped taking changes.
+// broken is EROFS once the tree has stopped taking changes, and on a replica,
+// which takes those of its master alone.
 func (t *Tree) broken() error {
+	if t.replica != nil {
+		return fmt.Errorf("is a replica; change it at its master: %w", syscall.EROFS)
+	}
 	if p := t.failed.Load(); p != nil {
 		return fmt.Errorf("%w: %w", syscall.EROFS, *p)
 	}

@@ -69,7 +69,7 @@ func (v *VersionHandle) pin() error {
 		return err
 	}
 	obj, err := t.index.Get(o.oid)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, ErrNotFound) || err == nil && t.replica != nil && lacking(obj) {
 		return syscall.ESTALE
 	}
 	if err != nil {

@@ -1,0 +1,66 @@
+package tree
+
+import (
+	"path"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+	"github.com/mezzofs/mezzo/kml/glob"
+)
+
+// Choice is what part of a fileset a replica keeps. Folders are there, empty or
+// not, unless they are excluded themselves.
+type Choice struct {
+	Only    []glob.Glob // files that match one of them; none: all files
+	Exclude []glob.Glob // neither what matches nor what is below it
+	MaxSize uint64      // of files, in bytes; 0: any
+}
+
+func matchesAny(list []glob.Glob, full string) bool {
+	for _, g := range list {
+		if g.Match(full) {
+			return true
+		}
+	}
+	return false
+}
+
+// keeps reports whether what is at a path belongs to the choice.
+func (c *Choice) keeps(full string, mode uint32, size uint64) bool {
+	if c == nil {
+		return true
+	}
+	for at := full; at != "." && at != "" && at != "/"; at = path.Dir(at) {
+		if matchesAny(c.Exclude, at) {
+			return false
+		}
+	}
+	switch mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return true
+	case unix.S_IFREG:
+		if c.MaxSize > 0 && size > c.MaxSize {
+			return false
+		}
+	}
+	return len(c.Only) == 0 || matchesAny(c.Only, full)
+}
+
+// kept reports whether an object is to be in the directory, under the name it
+// has or would have.
+func (r *Replica) kept(n Name, a *kml.Attr) bool {
+	c := r.choice.Load()
+	if c == nil || n.Parent == 0 {
+		return true
+	}
+	full := n.Name
+	if n.Parent != kml.RootOID {
+		up := r.Path(n.Parent)
+		if up == "" {
+			return true // in limbo, or gone
+		}
+		full = up + "/" + n.Name
+	}
+	return c.keeps(full, a.Mode, a.Size)
+}

@@ -1,0 +1,446 @@
+package tree
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/internal/fault"
+	"github.com/mezzofs/mezzo/internal/node"
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// staged is a new inode in the stage, on its way to a name.
+type staged struct {
+	fd   int // of it: open for writing when it is a regular file, else O_PATH
+	name string
+}
+
+// close drops what did not get to a name.
+func (r *Replica) dropStaged(s *staged) {
+	unix.Close(s.fd)
+	_ = unix.Unlinkat(r.stage, s.name, 0)
+	_ = unix.Unlinkat(r.stage, s.name, unix.AT_REMOVEDIR)
+}
+
+// stageNew makes in the stage, where no default ACL reaches it, what a record
+// makes, with contents.
+func (r *Replica) stageNew(rec *kml.Record, a kml.Attr, data []byte) (*staged, error) {
+	s := &staged{fd: -1, name: fmt.Sprintf("%016x.new", uint64(rec.OID))}
+	p := node.At{FD: r.stage, Name: s.name}
+	err := r.create(s, rec, data)
+	if errors.Is(err, syscall.EEXIST) { // of a run that was killed
+		_ = unix.Unlinkat(r.stage, s.name, 0)
+		_ = unix.Unlinkat(r.stage, s.name, unix.AT_REMOVEDIR)
+		err = r.create(s, rec, data)
+	}
+	if err != nil {
+		if s.fd >= 0 {
+			r.dropStaged(s)
+		}
+		return nil, err
+	}
+	if s.fd >= 0 && rec.Op == kml.OpCreate {
+		p = node.At{FD: s.fd}
+	}
+	if err := r.dress(p, a, rec.Xattrs); err != nil {
+		r.dropStaged(s)
+		return nil, err
+	}
+	return s, nil
+}
+
+func (r *Replica) create(s *staged, rec *kml.Record, data []byte) (err error) {
+	if rec.Op == kml.OpCreate {
+		s.fd, err = unix.Openat(r.stage, s.name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		if err == nil && len(data) > 0 {
+			_, err = pwriteFull(s.fd, data, 0)
+		}
+		return err
+	}
+	if err := node.Make(node.At{FD: r.stage, Name: s.name}, rec); err != nil {
+		return err
+	}
+	s.fd, err = unix.Openat(r.stage, s.name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	return err
+}
+
+// inodeOf is what a descriptor stands for.
+func inodeOf(fd int) (*inode, error) {
+	in := new(inode)
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, statxMask, &in.st); err != nil {
+		return nil, err
+	}
+	var err error
+	in.handle, err = HandleAt(fd, "")
+	return in, err
+}
+
+// make brings a new object to its name.
+func (r *Replica) make(rec *kml.Record, a kml.Attr, data []byte) ([]change, error) {
+	n := Name{rec.Parent, rec.Name}
+	if !r.kept(n, &a) {
+		return nil, nil
+	}
+	lost := []change{{oid: rec.OID, lacks: true}}
+	if err := checkName(n.Parent, n.Name); err != nil {
+		return lost, err
+	}
+	ref, err := r.folder(n.Parent)
+	if err != nil {
+		return lost, err
+	}
+	defer ref.release()
+	if rec.Op == kml.OpMkdir {
+		if in, err := r.adoptFolder(ref.fd, n.Name, a, rec.Xattrs); in != nil || err != nil {
+			return []change{{oid: rec.OID, inode: in}}, err
+		}
+	}
+	s, err := r.stageNew(rec, a, data)
+	if err != nil {
+		return lost, err
+	}
+	fault.Point("replica.staged")
+	if err := r.putName(ref.fd, n, s.name); err != nil {
+		r.dropStaged(s)
+		return lost, err
+	}
+	defer unix.Close(s.fd)
+	in, err := inodeOf(s.fd)
+	if err != nil {
+		return lost, err
+	}
+	return []change{{oid: rec.OID, inode: in}}, nil
+}
+
+// adoptFolder takes a folder that is there already for one that is to be made;
+// nil when there is none.
+func (r *Replica) adoptFolder(dirfd int, name string, a kml.Attr, xs []kml.Xattr) (*inode, error) {
+	p, st, h, err := lookAtName(dirfd, name)
+	if err != nil {
+		return nil, nil
+	}
+	defer unix.Close(p.fd)
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || r.t.objectFor(&st, h) != nil || st.Dev_major != r.t.dev[0] || st.Dev_minor != r.t.dev[1] {
+		return nil, nil
+	}
+	m := kml.MaskMode | kml.MaskUID | kml.MaskGID | kml.MaskMtime
+	if err := node.Dress(node.At{FD: p.fd}, a, m, xs, false, r.forgive()); err != nil {
+		return nil, err
+	}
+	return inodeOf(p.fd)
+}
+
+// putName moves something from the stage to a name that should be free. What a
+// local program put there is set aside.
+func (r *Replica) putName(dirfd int, n Name, from string) error {
+	for range maxRetry {
+		err := unix.Renameat2(r.stage, from, dirfd, n.Name, unix.RENAME_NOREPLACE)
+		if err != syscall.EEXIST {
+			return err
+		}
+		if err := r.makeWay(dirfd, n); err != nil && !errors.Is(err, syscall.ENOENT) {
+			return err
+		}
+	}
+	return syscall.EEXIST
+}
+
+// makeWay frees a name that holds what it should not. In doubt that is what
+// this replica made before it was killed, or a file that a crash left in pieces.
+func (r *Replica) makeWay(dirfd int, n Name) error {
+	p, st, h, err := lookAtName(dirfd, n.Name)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(p.fd)
+	if r.doubt.Load() && st.Mode&unix.S_IFMT != unix.S_IFDIR && r.t.objectFor(&st, h) == nil {
+		return unix.Unlinkat(dirfd, n.Name, 0)
+	}
+	return r.setAside(dirfd, n, "in the way of what the master has")
+}
+
+// link gives an object one more name.
+func (r *Replica) link(rec *kml.Record) error {
+	n := Name{rec.Parent, rec.Name}
+	o, err := r.t.index.Get(rec.OID)
+	if err != nil || len(o.Handle) == 0 || !r.kept(n, &o.Attr) {
+		return nil // not here yet: it comes with all its names
+	}
+	ref, err := r.folder(n.Parent)
+	if err != nil {
+		return err
+	}
+	defer ref.release()
+	fd, _, err := r.openObject(o)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return r.linkTo(fd, ref.fd, n, o)
+}
+
+// linkTo makes n a name of the inode behind fd, in place of what it holds.
+func (r *Replica) linkTo(fd, dirfd int, n Name, o *Object) error {
+	h, err := HandleAt(fd, "")
+	if err != nil {
+		return err
+	}
+	if got, err := HandleAt(dirfd, n.Name); err == nil && string(got) == string(h) {
+		return nil
+	}
+	from := place{fd: fd}.path()
+	err = unix.Linkat(unix.AT_FDCWD, from, dirfd, n.Name, unix.AT_SYMLINK_FOLLOW)
+	if err != syscall.EEXIST {
+		return err
+	}
+	tmp := fmt.Sprintf("%016x.link", uint64(o.OID))
+	_ = unix.Unlinkat(r.stage, tmp, 0)
+	if err := unix.Linkat(unix.AT_FDCWD, from, r.stage, tmp, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return err
+	}
+	return r.putName(dirfd, n, tmp)
+}
+
+// remove takes a name away, if it holds the object. What a local program put
+// there, or wrote to, is set aside.
+func (r *Replica) remove(n Name, oid kml.OID) error {
+	o, err := r.t.index.Get(oid)
+	if err != nil {
+		return ignore(err, ErrNotFound)
+	}
+	ref, err := r.folder(n.Parent)
+	if err != nil {
+		return nil // nothing is there
+	}
+	defer ref.release()
+	p, st, h, err := lookAtName(ref.fd, n.Name)
+	if err != nil {
+		return ignore(err, syscall.ENOENT)
+	}
+	defer unix.Close(p.fd)
+	if len(o.Handle) == 0 || string(h) != string(o.Handle) {
+		if r.doubt.Load() {
+			return nil // done before the kill, and another object has the name by now
+		}
+		return r.setAside(ref.fd, n, "in the place of what the master removed")
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return r.removeFolder(ref.fd, n, o)
+	}
+	if r.edited(o, &st) {
+		return r.setAside(ref.fd, n, "written here, and removed at the master")
+	}
+	return unix.Unlinkat(ref.fd, n.Name, 0)
+}
+
+// edited reports whether a file is not what the replica left.
+func (r *Replica) edited(o *Object, st *unix.Statx_t) bool {
+	return o.Attr.Mode&unix.S_IFMT == unix.S_IFREG && !r.doubt.Load() && o.Fp != (Fingerprint{}) &&
+		(st.Size != o.Fp.Size || nsOf(st.Mtime) != o.Fp.Mtime)
+}
+
+// removeFolder removes a folder that is empty at the master.
+func (r *Replica) removeFolder(dirfd int, n Name, o *Object) error {
+	r.t.dirs.forget(o.OID)
+	err := unix.Unlinkat(dirfd, n.Name, unix.AT_REMOVEDIR)
+	if err != syscall.ENOTEMPTY {
+		return ignore(err, syscall.ENOENT)
+	}
+	if err := r.emptyFolder(dirfd, n, o.OID); err != nil {
+		return err
+	}
+	return ignore(unix.Unlinkat(dirfd, n.Name, unix.AT_REMOVEDIR), syscall.ENOENT)
+}
+
+// emptyFolder sets aside what only this host has in a folder that goes.
+func (r *Replica) emptyFolder(dirfd int, n Name, oid kml.OID) error {
+	fd, err := unix.Openat(dirfd, n.Name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	es, err := readNames(fd)
+	if err != nil {
+		return err
+	}
+	for _, e := range es {
+		if err := r.setAside(fd, Name{oid, e.Name}, "in a folder that the master removed"); err != nil && !errors.Is(err, syscall.ENOENT) {
+			return err
+		}
+	}
+	return nil
+}
+
+// rename moves an object, over another one or in exchange for it.
+func (r *Replica) rename(rec *kml.Record) ([]change, error) {
+	from, to := Name{rec.Parent, rec.Name}, Name{rec.NewParent, rec.NewName}
+	o, err := r.t.index.Get(rec.OID)
+	if err != nil {
+		return nil, ignore(err, ErrNotFound)
+	}
+	if rec.Flags&kml.FlagExchange != 0 && rec.Victim != nil {
+		return r.exchange(from, to, o, rec.Victim.OID)
+	}
+	if rec.Victim != nil && rec.Victim.OID != rec.OID {
+		defer r.t.dirs.forget(rec.Victim.OID)
+	}
+	if len(o.Handle) == 0 || !r.kept(to, &o.Attr) {
+		// Not here, or no longer wanted here: only what it replaces goes.
+		return r.renameAway(from, to, rec, o)
+	}
+	src, err := r.folder(from.Parent)
+	if err != nil {
+		return []change{{oid: o.OID, lacks: true}}, err
+	}
+	defer src.release()
+	dst, err := r.folder(to.Parent)
+	if err != nil {
+		return []change{{oid: o.OID, lacks: true}}, err
+	}
+	defer dst.release()
+	h, err := HandleAt(src.fd, from.Name)
+	if err == nil && string(h) == string(o.Handle) {
+		err = r.moveOver(src.fd, dst.fd, from, to, rec)
+	} else if got, e := HandleAt(dst.fd, to.Name); e == nil && string(got) == string(o.Handle) {
+		err = nil // before the kill
+	} else {
+		return []change{{oid: o.OID, lacks: true}}, errors.Join(err, errMismatch)
+	}
+	if err != nil {
+		return []change{{oid: o.OID, lacks: true}}, err
+	}
+	fault.Point("replica.renamed")
+	c := change{oid: o.OID, keep: true, lookUp: true}
+	var st unix.Statx_t
+	if unix.Statx(dst.fd, to.Name, unix.AT_SYMLINK_NOFOLLOW, statxMask, &st) == nil {
+		c.fp = &st
+	}
+	return []change{c}, nil
+}
+
+// moveOver renames; what is at the new name is the victim, or is set aside.
+func (r *Replica) moveOver(srcfd, dstfd int, from, to Name, rec *kml.Record) error {
+	flags := uint(unix.RENAME_NOREPLACE)
+	for range maxRetry {
+		p, st, h, err := lookAtName(dstfd, to.Name)
+		if err == nil {
+			unix.Close(p.fd)
+			if v := r.victimOf(rec, &st, h); v != nil && !r.edited(v, &st) {
+				flags = 0
+				if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+					if err := r.removeFolder(dstfd, to, v); err != nil {
+						return err
+					}
+				}
+			} else if same, err := HandleAt(srcfd, from.Name); err == nil && string(same) == string(h) {
+				return unix.Unlinkat(srcfd, from.Name, 0) // two names of one file
+			} else if err := r.makeWay(dstfd, to); err != nil {
+				return err
+			}
+		}
+		err = unix.Renameat2(srcfd, from.Name, dstfd, to.Name, flags)
+		if err != syscall.EEXIST {
+			return err
+		}
+	}
+	return syscall.EEXIST
+}
+
+// victimOf is the object that a rename replaces, when it is what lies there.
+func (r *Replica) victimOf(rec *kml.Record, st *unix.Statx_t, h []byte) *Object {
+	if rec.Victim == nil {
+		return nil
+	}
+	o := r.t.objectFor(st, h)
+	if o == nil || o.OID != rec.Victim.OID {
+		return nil
+	}
+	return o
+}
+
+// renameAway is a rename of what is not in the directory, or leaves it.
+func (r *Replica) renameAway(from, to Name, rec *kml.Record, o *Object) ([]change, error) {
+	var errs []error
+	if rec.Victim != nil {
+		errs = append(errs, r.remove(to, rec.Victim.OID))
+	}
+	if len(o.Handle) != 0 {
+		errs = append(errs, r.dropTree(from, o))
+		return []change{{oid: o.OID}}, errors.Join(errs...)
+	}
+	if r.kept(to, &o.Attr) {
+		r.lack(o.OID)
+	}
+	return nil, errors.Join(errs...)
+}
+
+// exchange swaps two names.
+func (r *Replica) exchange(from, to Name, o *Object, other kml.OID) ([]change, error) {
+	v, err := r.t.index.Get(other)
+	if err != nil {
+		return nil, ignore(err, ErrNotFound)
+	}
+	lost := []change{{oid: o.OID, lacks: true}, {oid: v.OID, lacks: true}}
+	src, err := r.folder(from.Parent)
+	if err != nil {
+		return lost, err
+	}
+	defer src.release()
+	dst, err := r.folder(to.Parent)
+	if err != nil {
+		return lost, err
+	}
+	defer dst.release()
+	a, _ := HandleAt(src.fd, from.Name)
+	b, _ := HandleAt(dst.fd, to.Name)
+	switch {
+	case string(a) == string(o.Handle) && string(b) == string(v.Handle) && a != nil && b != nil:
+		if err := unix.Renameat2(src.fd, from.Name, dst.fd, to.Name, unix.RENAME_EXCHANGE); err != nil {
+			return lost, err
+		}
+	case string(a) == string(v.Handle) && string(b) == string(o.Handle) && a != nil && b != nil: // before the kill
+	default:
+		return lost, errMismatch
+	}
+	return []change{{oid: o.OID, keep: true, lookUp: true}, {oid: v.OID, keep: true, lookUp: true}}, nil
+}
+
+// attribute sets attributes and xattrs.
+func (r *Replica) attribute(rec *kml.Record) ([]change, error) {
+	o, err := r.t.index.Get(rec.OID)
+	if err != nil || rec.OID != kml.RootOID && len(o.Handle) == 0 {
+		return nil, ignore(err, ErrNotFound) // not here: it comes with all it has
+	}
+	fd, _, err := r.openObject(o)
+	if err != nil {
+		return []change{{oid: o.OID, lacks: true}}, err
+	}
+	defer unix.Close(fd)
+	p := node.At{FD: fd}
+	skip := r.forgive()
+	switch rec.Op {
+	case kml.OpSetxattr:
+		if err = node.SetXattr(p, rec.Name, rec.Value); err != nil {
+			err = skip("xattr "+rec.Name, err)
+		}
+	case kml.OpRemovexattr:
+		if err = node.RemoveXattr(p, rec.Name); err != nil {
+			err = skip("xattr "+rec.Name, err)
+		}
+	default:
+		m := rec.Mask
+		if o.Attr.Mode&unix.S_IFMT == unix.S_IFREG && !o.Whole {
+			m &^= kml.MaskMtime // of the contents that come
+		}
+		err = node.Dress(p, rec.Attr, m, nil, o.Attr.Mode&unix.S_IFMT == unix.S_IFLNK, skip)
+	}
+	c := change{oid: o.OID, keep: true, lookUp: true}
+	var st unix.Statx_t
+	if e := unix.Statx(fd, "", unix.AT_EMPTY_PATH, statxMask, &st); e == nil {
+		c.fp = &st
+	}
+	return []change{c}, err
+}

@@ -1,0 +1,342 @@
+package tree
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// End takes away what the snapshot does not have, gives folders their times and
+// makes the copy durable. From then on the replica follows the log.
+func (c *Copy) End() error {
+	r := c.r
+	if end := r.t.log.End(); end != c.pos {
+		return fmt.Errorf("log was copied to %s, the snapshot is of %s: %w", end, c.pos, kml.ErrHistoryCut)
+	}
+	if err := c.sweep(limboOID, 0); err != nil {
+		return err
+	}
+	if err := c.sweep(kml.RootOID, 0); err != nil {
+		return err
+	}
+	_, crc := r.t.log.EndAndCRC()
+	if err := r.t.index.Update(func(b *Batch) error {
+		b.SetCursor(c.pos)
+		b.SetCursorCRC(crc)
+		return nil
+	}); err != nil {
+		return err
+	}
+	if err := r.commit(); err != nil {
+		return err
+	}
+	if err := r.t.index.Flush(); err != nil {
+		return err
+	}
+	if err := r.t.state.Update(func(f *Fileset) { f.Copying, f.Epoch = false, c.pos.Epoch() }); err != nil {
+		return err
+	}
+	if r.t.state.Copied {
+		if err := r.t.state.claim(); err != nil {
+			return err
+		}
+	}
+	r.copying.Store(false)
+	r.advanced()
+	return r.serve()
+}
+
+// sweep takes away what the copy has not seen in a folder and below.
+func (c *Copy) sweep(oid kml.OID, depth int) error {
+	r := c.r
+	if depth > maxDepth {
+		return syscall.ELOOP
+	}
+	for after := ""; ; {
+		es, err := r.t.index.Children(oid, after, 512)
+		if err != nil {
+			return err
+		}
+		if len(es) == 0 {
+			break
+		}
+		for _, e := range es {
+			n := Name{oid, e.Name}
+			o, err := r.t.index.Get(e.OID)
+			if err != nil && !errors.Is(err, ErrNotFound) {
+				return err
+			}
+			switch {
+			case o == nil || e.Known != c.pos || oid == limboOID:
+				if err := c.stale(n, e.OID, o); err != nil {
+					return err
+				}
+			case o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR:
+				if err := c.sweep(e.OID, depth+1); err != nil {
+					return err
+				}
+			}
+		}
+		after = es[len(es)-1].Name
+	}
+	if oid == limboOID {
+		return nil
+	}
+	if err := r.sweepLocal(oid); err != nil {
+		r.trouble(oid, r.Path(oid), "list", err)
+	}
+	r.folderTime(oid)
+	return nil
+}
+
+// stale takes away a name that the snapshot does not have.
+func (c *Copy) stale(n Name, oid kml.OID, o *Object) error {
+	r := c.r
+	gone := o == nil || o.Known != c.pos
+	if o != nil {
+		var err error
+		if gone {
+			for _, name := range append(r.t.index.Names(oid), n) {
+				err = errors.Join(err, r.dropTree(name, o))
+			}
+		} else {
+			err = r.remove(n, oid)
+		}
+		if err != nil {
+			r.trouble(oid, r.Path(oid), "remove", err)
+		}
+	}
+	return r.t.index.Update(func(b *Batch) error {
+		b.DelName(n, c.pos)
+		if gone && o != nil {
+			return c.forget(b, oid, 0)
+		}
+		return dropLink(b, oid, n)
+	})
+}
+
+// forget drops an object and all below it from the index.
+func (c *Copy) forget(b *Batch, oid kml.OID, depth int) error {
+	o, err := b.Get(oid)
+	if err != nil || o.Known == c.pos || depth > maxDepth {
+		return ignore(err, ErrNotFound)
+	}
+	for _, e := range b.Children(oid, "", 1<<30) {
+		b.DelName(Name{oid, e.Name}, c.pos)
+		if err := c.forget(b, e.OID, depth+1); err != nil {
+			return err
+		}
+	}
+	for _, n := range b.Names(oid) {
+		b.SetLink(oid, n, false)
+	}
+	b.Delete(oid)
+	return nil
+}
+
+// sweepLocal sets aside what only this host has in a folder.
+func (r *Replica) sweepLocal(oid kml.OID) error {
+	ref, err := r.folder(oid)
+	if err != nil {
+		return nil
+	}
+	defer ref.release()
+	fd, err := unix.Openat(ref.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	es, err := readNames(fd)
+	if err != nil {
+		return err
+	}
+	for _, e := range es {
+		if oid == kml.RootOID && e.Name == ExtDirName {
+			continue
+		}
+		if _, _, known := r.t.index.Child(oid, e.Name); known {
+			continue
+		}
+		if r.mounted(fd, e.Name) {
+			continue
+		}
+		if err := r.setAside(fd, Name{oid, e.Name}, "not on the master"); err != nil && !errors.Is(err, syscall.ENOENT) {
+			return err
+		}
+	}
+	return nil
+}
+
+// mounted reports whether another file system is mounted at a name.
+func (r *Replica) mounted(dirfd int, name string) bool {
+	var st unix.Statx_t
+	err := unix.Statx(dirfd, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st)
+	return err == nil && (st.Dev_major != r.t.dev[0] || st.Dev_minor != r.t.dev[1])
+}
+
+// dropTree takes an object, and what is below it, from the directory. The index
+// keeps it as not being there. What a local program wrote is set aside.
+func (r *Replica) dropTree(n Name, o *Object) error {
+	return r.dropBelow(n, o, 0)
+}
+
+func (r *Replica) dropBelow(n Name, o *Object, depth int) error {
+	if depth > maxDepth {
+		return syscall.ELOOP
+	}
+	if len(o.Handle) == 0 {
+		return nil
+	}
+	if o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+		for after := ""; ; {
+			es, err := r.t.index.Children(o.OID, after, 512)
+			if err != nil {
+				return err
+			}
+			if len(es) == 0 {
+				break
+			}
+			for _, e := range es {
+				k, err := r.t.index.Get(e.OID)
+				if err != nil {
+					continue
+				}
+				if err := r.dropBelow(Name{o.OID, e.Name}, k, depth+1); err != nil {
+					return err
+				}
+			}
+			after = es[len(es)-1].Name
+		}
+	}
+	if err := r.remove(n, o.OID); err != nil {
+		return err
+	}
+	if o.Attr.Nlink > 1 && o.Attr.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if fd, _, err := r.openObject(o); err == nil { // it has another name
+			unix.Close(fd)
+			return nil
+		}
+	}
+	return r.t.index.Update((&change{oid: o.OID}).note)
+}
+
+// findLacking tells of everything that is missing in the directory, and takes
+// from it what is no longer wanted there.
+func (r *Replica) findLacking() {
+	if err := r.lackingBelow(kml.RootOID, 0); err != nil && r.t.ctx.Err() == nil {
+		r.t.logger.Warn("looking for what is missing did not end", "fileset", r.t.dir, "err", err)
+	}
+}
+
+func (r *Replica) lackingBelow(oid kml.OID, depth int) error {
+	if depth > maxDepth {
+		return syscall.ELOOP
+	}
+	for after := ""; ; {
+		if err := r.t.ctx.Err(); err != nil {
+			return err
+		}
+		es, err := r.t.index.Children(oid, after, 512)
+		if err != nil || len(es) == 0 {
+			return err
+		}
+		for _, e := range es {
+			o, err := r.t.index.Get(e.OID)
+			if err != nil {
+				continue
+			}
+			n := Name{oid, e.Name}
+			switch {
+			case !r.kept(n, &o.Attr):
+				if err := r.dropTree(n, o); err != nil {
+					r.trouble(o.OID, r.Path(o.OID), "remove", err)
+				}
+			case lacking(o):
+				r.lack(o.OID)
+			}
+			if o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+				if err := r.lackingBelow(o.OID, depth+1); err != nil {
+					return err
+				}
+			}
+		}
+		after = es[len(es)-1].Name
+	}
+}
+
+// lacking reports whether something of an object is missing in the directory.
+func lacking(o *Object) bool {
+	return len(o.Handle) == 0 || o.Attr.Mode&unix.S_IFMT == unix.S_IFREG && !o.Whole
+}
+
+// Want is what is missing of an object.
+type Want struct {
+	OID     kml.OID
+	Parent  kml.OID
+	Path    string
+	Mode    uint32
+	Size    uint64       // of the present version
+	Version kml.Position // whose contents are missing
+	// Here: an older version, or something like it, is in the directory.
+	Here bool
+	// Known: it is version Base, and Extents are where the present one may
+	// differ from it.
+	Known   bool
+	Base    kml.Position
+	Extents []kml.Extent
+	// NoFolder: the object's folder is missing too.
+	NoFolder bool
+}
+
+// Want says what is missing of an object; nil when nothing is, or when it is not
+// to be here.
+func (r *Replica) Want(oid kml.OID) (*Want, error) {
+	o, err := r.t.index.Get(oid)
+	if errors.Is(err, ErrNotFound) {
+		r.troubles.clear(oid)
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if oid == kml.RootOID || !lacking(o) || o.Parent == 0 || !r.kept(Name{o.Parent, o.Name}, &o.Attr) {
+		r.troubles.clear(oid)
+		return nil, nil
+	}
+	w := &Want{OID: oid, Parent: o.Parent, Path: r.Path(oid), Mode: o.Attr.Mode, Size: o.Attr.Size, Version: o.DataVersion, Here: len(o.Handle) > 0}
+	if w.Base, w.Extents, w.Known = r.deltas.get(oid); !w.Here {
+		w.Known = false
+	}
+	if p, err := r.t.index.Get(o.Parent); err == nil && o.Parent != kml.RootOID && len(p.Handle) == 0 {
+		w.NoFolder = true
+	}
+	return w, nil
+}
+
+// OpenHere opens the file that is in the directory for an object, to read, or
+// with write to be patched. The caller closes it.
+func (r *Replica) OpenHere(oid kml.OID, write bool) (*os.File, error) {
+	o, err := r.t.index.Get(oid)
+	if err != nil {
+		return nil, err
+	}
+	fd, n, err := r.openObject(o)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	flags := unix.O_RDONLY
+	if write {
+		flags = unix.O_RDWR
+	}
+	real, err := unix.Open(place{fd: fd}.path(), flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(real), n.Name), nil
+}

@@ -1,0 +1,224 @@
+package tree
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/kml"
+)
+
+// Trouble is an object that the directory does not have as the master does, and
+// why. It is tried again.
+type Trouble struct {
+	OID    kml.OID   `json:"oid"`
+	Path   string    `json:"path"` // from the root of the fileset
+	Op     string    `json:"op"`   // what could not be done
+	Err    string    `json:"error"`
+	Remedy string    `json:"remedy"`
+	Since  time.Time `json:"since"`
+	Tries  int       `json:"tries"`
+}
+
+// maxTroubles bounds how many are described; the others are counted.
+const maxTroubles = 10000
+
+type troubles struct {
+	mu   sync.Mutex
+	m    map[kml.OID]*Trouble
+	over int64 // not described
+}
+
+func (x *troubles) clear(oid kml.OID) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.m, oid)
+}
+
+// Trouble notes that an object cannot be brought now.
+func (r *Replica) Trouble(oid kml.OID, err error) {
+	r.trouble(oid, r.Path(oid), "bring", err)
+}
+
+func (r *Replica) trouble(oid kml.OID, path, op string, err error) {
+	x := &r.troubles
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	now := r.t.now()
+	b, ok := x.m[oid]
+	if !ok {
+		if len(x.m) >= maxTroubles {
+			x.over++
+			return
+		}
+		if x.m == nil {
+			x.m = make(map[kml.OID]*Trouble)
+		}
+		b = &Trouble{OID: oid, Since: now}
+		x.m[oid] = b
+		r.t.logger.Warn("not replicated yet; the rest goes on", "fileset", r.t.dir, "path", path, "op", op, "err", err)
+	}
+	b.Path, b.Op, b.Err, b.Remedy = path, op, err.Error(), remedy(err)
+	b.Tries++
+}
+
+// remedy is what a person can do about an error.
+func remedy(err error) string {
+	for _, c := range []struct {
+		err  error
+		text string
+	}{
+		{syscall.ENOSPC, "make room on the replica's disk"},
+		{syscall.EDQUOT, "raise the quota on the replica's disk"},
+		{syscall.EROFS, "mount the replica's file system writable"},
+		{syscall.EACCES, "give the user of mezzo replicate the right, or run it as root"},
+		{syscall.EPERM, "run mezzo replicate as root, or leave the file out with --exclude"},
+		{syscall.ENAMETOOLONG, "the name is too long for the replica's file system: rename it at the master, or --exclude it"},
+		{syscall.EILSEQ, "the replica's file system takes no such name: rename it at the master, or --exclude it"},
+		{syscall.EINVAL, "the replica's file system takes no such name or type: rename it at the master, or --exclude it"},
+		{syscall.EFBIG, "the replica's file system takes no file of that size: use another, or --max-size"},
+		{syscall.EOPNOTSUPP, "the replica's file system has no such type of file: --exclude it"},
+		{syscall.ETXTBSY, "end the program that runs from the file"},
+		{syscall.EHOSTDOWN, "it comes when the master is back"},
+		{syscall.ESTALE, "the file is being written at the master; it comes when it rests"},
+		{errNoFolder, "see what is said of its folder"},
+	} {
+		if errors.Is(err, c.err) {
+			return c.text
+		}
+	}
+	return "it is tried again; mezzo verify --repair compares with the master"
+}
+
+// Troubles are what the directory lacks for a reason, by path, and how many more
+// there are.
+func (r *Replica) Troubles() (list []Trouble, more int64) {
+	r.troubles.mu.Lock()
+	defer r.troubles.mu.Unlock()
+	for _, b := range r.troubles.m {
+		list = append(list, *b)
+	}
+	slices.SortFunc(list, func(a, b Trouble) int { return strings.Compare(a.Path, b.Path) })
+	return list, r.troubles.over
+}
+
+// Aside is something that was only in this directory and had to go from its
+// place: the file or folder of that name in .mezzo/conflicts.
+type Aside struct {
+	Time time.Time `json:"time"`
+	Path string    `json:"path"` // where it was
+	Why  string    `json:"why"`
+	Kept string    `json:"kept"` // its name in the folder of conflicts
+}
+
+const asideList = "list.jsonl" // in conflicts: a line of JSON each
+
+// setAside moves what a name holds, and the master does not have, to the folder
+// of conflicts. n says where it was.
+func (r *Replica) setAside(dirfd int, n Name, why string) error {
+	return r.aside(dirfd, n.Name, n, why)
+}
+
+// setAsideStaged is setAside for what came out of a name into the stage.
+func (r *Replica) setAsideStaged(from string, n Name, why string) error {
+	return r.aside(r.stage, from, n, why)
+}
+
+func (r *Replica) aside(dirfd int, from string, n Name, why string) error {
+	base := n.Name
+	now := r.t.now().UTC()
+	kept := fmt.Sprintf("%s-%d-", now.Format("20060102T150405.000"), r.seq.Add(1))
+	if len(kept)+len(base) > 255 {
+		base = base[len(kept)+len(base)-255:]
+	}
+	kept += base
+	if err := unix.Renameat(dirfd, from, unix.AT_FDCWD, r.t.state.Path("conflicts", kept)); err != nil {
+		return err
+	}
+	path := n.Name
+	if up := r.Path(n.Parent); up != "" {
+		path = up + "/" + n.Name
+	}
+	a := Aside{Time: now, Path: path, Why: why, Kept: kept}
+	r.t.logger.Warn("something that only this host has was put aside", "fileset", r.t.dir, "path", path, "why", why, "kept", kept)
+	r.asides.Add(1)
+	return r.noteAside(a)
+}
+
+func (r *Replica) noteAside(a Aside) error {
+	b, err := json.Marshal(a)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(r.t.state.Path("conflicts", asideList), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(b, '\n'))
+	return errors.Join(err, f.Close())
+}
+
+// delta is what is known of the difference between the contents in the
+// directory and those of the present version.
+type delta struct {
+	base kml.Position // what the directory has
+	set  extentSet
+}
+
+// deltas is kept in memory: without one a file is compared.
+type deltas struct {
+	mu sync.Mutex
+	m  map[kml.OID]*delta
+}
+
+// add notes a store whose contents are not in the directory yet. o is the object
+// from before it.
+func (x *deltas) add(o *Object, rec *kml.Record) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	d := x.m[o.OID]
+	if d == nil && o.Whole && rec.Base.Pos == o.DataVersion && rec.Extents != nil {
+		d = &delta{base: o.DataVersion}
+		if x.m == nil {
+			x.m = make(map[kml.OID]*delta)
+		}
+		x.m[o.OID] = d
+	}
+	if d == nil {
+		return
+	}
+	if rec.Extents == nil {
+		delete(x.m, o.OID)
+		return
+	}
+	for _, e := range rec.Extents {
+		d.set.add(e.Off, e.Len)
+	}
+	if rec.Attr.Size < o.Attr.Size {
+		d.set.add(rec.Attr.Size, o.Attr.Size-rec.Attr.Size)
+	}
+}
+
+func (x *deltas) drop(oid kml.OID) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.m, oid)
+}
+
+func (x *deltas) get(oid kml.OID) (base kml.Position, extents []kml.Extent, ok bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	d := x.m[oid]
+	if d == nil {
+		return 0, nil, false
+	}
+	return d.base, d.set.clip(1 << 62), true
+}

@@ -24,7 +24,8 @@
 //	                     journaling, recovery, reconciling; and a cache's tree
 //	kml/local            a host's own changes that its master has not taken yet
 //	kml/conflict         what becomes of a host's change when the master's tree has
-//	                     moved on: the table, the policies
+//	                     moved on: the table, the policies; conflicttest is a
+//	                     master and clients in memory, and the table of tests
 //	kml/glob             patterns for paths
 //	kml/feed             the frames of feed, snapshot and reintegration
 //	kml/replay           a log without its tree: names, and a plain directory made what it says

@@ -222,7 +222,7 @@ func set(to *kml.Attr, from kml.Attr, m kml.AttrMask) {
 
 // holds reports whether contents are those that a record was made against.
 func (d *decider) holds(oid kml.OID, o Object, b kml.Base) bool {
-	return o.Local || b.Pos != 0 && b.Pos == o.DataVersion ||
+	return o.Local && !d.w.merged[oid] || b.Pos != 0 && b.Pos == o.DataVersion ||
 		b.Seq != 0 && o.DataOrigin == (kml.Origin{Site: d.h.Site, Seq: b.Seq}) ||
 		o.DataVersion != 0 && d.w.based[oid] == o.DataVersion
 }

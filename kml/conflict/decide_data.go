@@ -23,6 +23,9 @@ func (d *decider) store() error {
 	if !ok {
 		return d.storeGone()
 	}
+	if base, ok := d.w.line[r.OID]; ok {
+		r.Base = base
+	}
 	if d.holds(r.OID, o, r.Base) {
 		if !o.Local && r.Base.Pos != o.DataVersion && d.w.based[r.OID] == o.DataVersion {
 			r.Base = kml.Base{Pos: o.DataVersion}
@@ -35,12 +38,32 @@ func (d *decider) store() error {
 		d.v.based = append(d.v.based, based{r.OID, o.DataVersion})
 		return nil
 	}
+	if d.superseded() {
+		return nil
+	}
 	return d.storeChanged(o)
+}
+
+// superseded drops a store that is in conflict when a later one of the same
+// object has the bytes that count: that one is settled, as made against what this
+// one was made against.
+func (d *decider) superseded() bool {
+	if !d.s.Later(d.orig, d.orig.OID) {
+		return false
+	}
+	d.row(RowData)
+	if _, ok := d.w.line[d.r.OID]; !ok {
+		d.v.line = append(d.v.line, line{d.r.OID, d.r.Base})
+	}
+	return true
 }
 
 // storeGone settles a store of an object that is gone.
 func (d *decider) storeGone() error {
 	r := d.r
+	if d.superseded() {
+		return nil
+	}
 	g, known := d.s.Grave(r.OID)
 	at := g.At
 	if want, ok := d.w.wanted[r.OID]; ok {
@@ -59,7 +82,7 @@ func (d *decider) storeGone() error {
 	at.Parent = parent
 	lost := kml.OID(0)
 	if held, taken := d.child(at); taken {
-		if x, ok := d.object(held); ok && isFile(x) && d.s.SameBytes(d.orig, held) {
+		if x, ok := d.object(held); ok && isFile(x) && d.s.SameBytes(d.orig, held) && d.lone(held, x) {
 			d.row(RowSame)
 			d.v.Items = nil
 			d.alias(r.OID, held)
@@ -103,11 +126,7 @@ func (d *decider) storeChanged(o Object) error {
 		return nil
 	}
 	if p.Kind == Append || p.Kind == Exec {
-		base := d.orig.Base
-		if d.orig.OID != r.OID {
-			base = kml.Base{} // they were two files: nothing is common to both
-		}
-		d.v.Merge = &Merge{Policy: p, OID: r.OID, Base: base, Items: []Item{stand(BytesMerged)}}
+		d.v.Merge = &Merge{Policy: p, OID: r.OID, Base: r.Base, Items: []Item{stand(BytesMerged)}}
 	}
 	if !named {
 		d.lose(Loss{Row: RowData, OID: r.OID, Keep: KeepMine})

@@ -27,7 +27,7 @@ func (d *decider) create() error {
 		d.row(RowFolder)
 		d.alias(r.OID, held)
 		return nil
-	case d.sameThing(r, mine, held, o):
+	case d.sameThing(r, mine, held, o) && d.lone(held, o):
 		d.row(RowSame)
 		d.alias(r.OID, held)
 		return nil
@@ -35,9 +35,11 @@ func (d *decider) create() error {
 	p := d.p(at)
 	d.row(RowName)
 	switch {
-	case isFile(mine) && isFile(o) && p.Kind != Both && (p.Kind != Newest || d.h.clocks()):
-		// They become one, and the stores that follow are settled as such.
+	case isFile(mine) && isFile(o) && d.lone(held, o) && p.Kind != Both && (p.Kind != Newest || d.h.clocks()):
+		// They become one, and the stores that follow are settled as such: nothing is
+		// common to both.
 		d.alias(r.OID, held)
+		d.v.line = append(d.v.line, line{held, kml.Base{}})
 		return nil
 	case r.Op == kml.OpSymlink && o.Attr.Mode&modeType == modeLink:
 		switch d.loser(p, r.Attr.Mtime, o.Attr.Mtime) {
@@ -69,6 +71,15 @@ func (d *decider) aside(r *kml.Record, at Name, held kml.OID) {
 	d.v.Moves = append(d.v.Moves, Move{r.OID, at, to})
 	d.lose(Loss{Row: d.v.Row, OID: held, Other: r.OID, Name: at, Manual: d.p(at).Kind == Manual})
 	d.item(r, BytesNone)
+}
+
+// lone reports whether nothing that was written here belongs to an object of the
+// master's: what is written to another one may go to it.
+func (d *decider) lone(held kml.OID, o Object) bool {
+	_, line := d.w.line[held]
+	_, copied := d.w.copies[held]
+	_, based := d.w.based[held]
+	return !o.Local && !line && !copied && !based && !d.s.Later(d.orig, held)
 }
 
 func (d *decider) alias(from, to kml.OID) {
@@ -175,10 +186,8 @@ func (d *decider) unlink() error {
 		d.item(r, BytesNone)
 		return nil
 	}
-	if base := victimBase(r); base == (kml.Base{}) || d.holds(held, o, base) {
-		if base != (kml.Base{}) {
-			r.VictimBase = d.rebased(held, o, r.VictimBase)
-		}
+	if d.mayGo(held, o) {
+		r.VictimBase = d.rebased(held, o, r.VictimBase)
 		d.item(r, BytesNone)
 		return nil
 	}
@@ -194,7 +203,18 @@ func (d *decider) unlink() error {
 	return nil
 }
 
-// victimBase is the version of what a record removes or replaces.
+// mayGo reports whether the contents of a file that loses its last name were seen
+// by who removed it. Where it had another name here, what was written to it was
+// not meant to go.
+func (d *decider) mayGo(oid kml.OID, o Object) bool {
+	if v := d.r.Victim; v != nil && v.Attr.Nlink > 1 && o.Local {
+		return false
+	}
+	return d.holds(oid, o, victimBase(d.r))
+}
+
+// victimBase is the version of what a record removes or replaces. There is none
+// where that was a local record's.
 func victimBase(r *kml.Record) kml.Base {
 	if r.VictimBase == (kml.Base{}) && r.Victim != nil {
 		return kml.Base{Pos: r.Victim.DataVersion}

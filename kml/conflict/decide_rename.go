@@ -53,16 +53,12 @@ func (d *decider) over(o Object, from, at Name, held kml.OID) error {
 	x, _ := d.object(held)
 	expected := r.Victim != nil && r.Victim.OID == held && isDir(o) == isDir(x)
 	if expected {
-		base := victimBase(r)
 		switch {
 		case isDir(x) && d.s.Empty(held), !isDir(x) && !isFile(x), isFile(x) && x.Attr.Nlink > 1:
 			r.VictimBase = kml.Base{}
 			d.item(r, BytesNone)
 			return nil
-		case isFile(x) && base == (kml.Base{}):
-			d.item(r, BytesNone)
-			return nil
-		case isFile(x) && d.holds(held, x, base):
+		case isFile(x) && d.mayGo(held, x):
 			r.VictimBase = d.rebased(held, x, r.VictimBase)
 			d.item(r, BytesNone)
 			return nil
@@ -73,7 +69,7 @@ func (d *decider) over(o Object, from, at Name, held kml.OID) error {
 		d.aside(r, at, held)
 		return nil
 	}
-	if d.sameThing(r, o, held, x) {
+	if d.sameThing(r, o, held, x) && d.seen(o) && d.lone(held, x) {
 		d.row(RowSame)
 		d.remove(r.OID, o, from)
 		if o.Attr.Nlink <= 1 {
@@ -108,21 +104,36 @@ func (d *decider) save(o, x Object, from, at Name, held kml.OID) {
 		d.item(replace(), BytesNone)
 		return
 	case KeepMine:
-		if r.Victim == nil {
+		if r.Victim == nil || !d.seen(o) {
 			d.lose(Loss{Row: RowVictim, OID: held, Other: r.OID, Name: at})
-			return // a file that was moved here stays where it was
+			return // a file that was moved here, or has changed there, stays where it was
 		}
-		d.lose(Loss{Row: RowVictim, OID: held, Other: r.OID, Name: at, Keep: KeepMine, Manual: p.Kind == Manual})
+		d.lose(Loss{Row: RowVictim, OID: held, Other: d.orig.OID, Name: at, Keep: KeepMine, Manual: p.Kind == Manual})
 		d.remove(r.OID, o, from)
 		return
 	}
-	if p.Kind == Append || p.Kind == Exec {
+	later := d.s.Later(d.orig, d.orig.OID)
+	switch {
+	case p.Kind != Append && p.Kind != Exec:
+	case later && d.seen(o) && d.lone(held, x):
+		// They become one, and the store that follows is settled as such.
+		d.remove(r.OID, o, from)
+		d.alias(r.OID, held)
+		d.v.line = append(d.v.line, line{held, victimBase(r)})
+		return
+	case !later:
 		s := d.stamp(kml.OpStore)
 		s.OID, s.Base = r.OID, d.rebased(r.OID, o, kml.Base{})
-		d.v.Merge = &Merge{Policy: p, OID: held, Mine: r.OID, Base: victimBase(r),
+		d.v.Merge = &Merge{Policy: p, OID: held, Mine: d.orig.OID, Base: victimBase(r),
 			Items: []Item{{replace(), BytesNone}, {s, BytesMerged}}}
 	}
 	d.aside(r, at, held)
+}
+
+// seen reports whether nothing is lost when the object that is moved loses the
+// name: it has another, or its contents are this host's, or those it has seen.
+func (d *decider) seen(o Object) bool {
+	return o.Attr.Nlink > 1 || !isFile(o) || o.Local && !d.w.merged[d.r.OID] || d.s.SameContents(d.orig.OID, d.r.OID)
 }
 
 // inside reports whether a folder is another, or in it.
@@ -157,6 +168,9 @@ func (d *decider) exchange() error {
 	mine := func(oid, want kml.OID, has bool) bool { return has && oid == want }
 	folder := func(oid kml.OID) bool { o, ok := d.s.Object(oid); return ok && isDir(o) }
 	switch {
+	case mine(a, r.Victim.OID, hasA) && mine(b, r.OID, hasB):
+		d.row(RowSame)
+		return nil
 	case mine(a, r.OID, hasA) && mine(b, r.Victim.OID, hasB):
 		if folder(a) && d.inside(to.Parent, a) || folder(b) && d.inside(from.Parent, b) {
 			d.row(RowCycle)

@@ -28,7 +28,8 @@
 //	Moves                what was made or moved here has a conflict name
 //	Copy                 the bytes of Of went to the object OID: so do its handles
 //	Merge                try to merge contents first; with a result its Items
-//	                     stand, else those of the verdict
+//	                     stand, call Settler.Merged, and nothing is lost; else
+//	                     those of the verdict
 //	Losses               what to keep, and to tell a person; bytes of Theirs are
 //	                     to be had before the items are sent
 //

@@ -9,6 +9,13 @@ type based struct {
 	version kml.Position
 }
 
+// line is the version that an object's local contents were made from, when a
+// store between was dropped.
+type line struct {
+	oid  kml.OID
+	base kml.Base
+}
+
 // Settler settles local records, one after the other.
 type Settler struct {
 	Host Host
@@ -21,6 +28,8 @@ type Settler struct {
 	copies  map[kml.OID]kml.OID
 	dropped map[kml.OID]bool
 	based   map[kml.OID]kml.Position
+	line    map[kml.OID]kml.Base
+	merged  map[kml.OID]bool
 	wanted  map[kml.OID]Name
 	late    map[kml.OID][]*kml.Record
 }
@@ -64,6 +73,17 @@ func (s *Settler) Settle(r *kml.Record) (*Verdict, error) {
 	return v, nil
 }
 
+// Merged says that the merge of a verdict succeeded, and that its items stand: what
+// was joined has bytes in it that nobody here has seen.
+func (s *Settler) Merged(v *Verdict) {
+	s.init()
+	for _, it := range v.Merge.Items {
+		if it.Bytes == BytesMerged {
+			s.merged[it.Rec.OID] = true
+		}
+	}
+}
+
 func (s *Settler) init() {
 	if s.alias != nil {
 		return
@@ -73,6 +93,8 @@ func (s *Settler) init() {
 	s.copies = make(map[kml.OID]kml.OID)
 	s.dropped = make(map[kml.OID]bool)
 	s.based = make(map[kml.OID]kml.Position)
+	s.merged = make(map[kml.OID]bool)
+	s.line = make(map[kml.OID]kml.Base)
 	s.wanted = make(map[kml.OID]Name)
 	s.late = make(map[kml.OID][]*kml.Record)
 }
@@ -124,6 +146,12 @@ func (s *Settler) rewrite(r *kml.Record) *kml.Record {
 func (s *Settler) remember(r, mine *kml.Record, v *Verdict) {
 	if r.Op == kml.OpRename {
 		delete(s.moved, place{mine.OID, Name{s.is(r.Parent), r.Name}})
+		to := Name{s.is(r.NewParent), r.NewName}
+		for _, it := range v.Items {
+			if at := (Name{it.Rec.NewParent, it.Rec.NewName}); it.Rec.Op == kml.OpRename && it.Rec.OID == mine.OID && at != to {
+				s.moved[place{mine.OID, to}] = at
+			}
+		}
 	}
 	for _, a := range v.Aliases {
 		if s.is(a.To) != a.From {
@@ -141,6 +169,9 @@ func (s *Settler) remember(r, mine *kml.Record, v *Verdict) {
 	}
 	for _, b := range v.based {
 		s.based[b.oid] = b.version
+	}
+	for _, l := range v.line {
+		s.line[l.oid] = l.base
 	}
 	for _, w := range v.wanted {
 		s.wanted[w.OID] = w.To

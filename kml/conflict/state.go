@@ -56,6 +56,9 @@ type State interface {
 	// SameBytes is the same of the bytes of one local store. The record is the one
 	// that was given to Settle.
 	SameBytes(store *kml.Record, theirs kml.OID) bool
+	// Later reports whether a local record behind r stores contents of an object.
+	// Both are as they are in the local log, before anything was settled.
+	Later(r *kml.Record, oid kml.OID) bool
 	// Err is why an answer since the last call of Err is not to be trusted, such
 	// as a folder that is not listed: Settle then fails with it and may be called
 	// again.

@@ -99,7 +99,7 @@ type Loss struct {
 type Merge struct {
 	Policy Policy  // append or exec
 	OID    kml.OID // whose contents at the master are theirs
-	Mine   kml.OID // whose contents here are ours; 0: the bytes of the record
+	Mine   kml.OID // whose contents here are ours; it fails when there are none. 0: the bytes of the record
 	Base   kml.Base
 	Items  []Item // that stand when it succeeds
 }
@@ -117,6 +117,7 @@ type Verdict struct {
 	// For the records that follow.
 	dropped []kml.OID
 	based   []based
+	line    []line
 	wanted  []Move
 	late    []*kml.Record
 }

@@ -35,16 +35,14 @@ type Options struct {
 	// Grace is how long after losing the link operations that need the master
 	// wait for it to come back before they fail; 0 is 1 s.
 	Grace time.Duration
-	// Answer is how long an operation that was sent waits for a lost link to
-	// come back with its outcome; 0 is 5 s.
-	Answer time.Duration
 	// Retry is the longest pause between attempts to connect; 0 is 5 s.
 	Retry time.Duration
 	// WholeMax, StoreIdle and StoreBusy are the cache's, see tree.CacheOptions.
 	WholeMax             uint64
 	StoreIdle, StoreBusy time.Duration
-	// Sync makes close wait, as fsync does, until the master has the store;
-	// without a link, until it is durable here.
+	// Sync makes close wait, as fsync does, until the master has the store, and
+	// every change of names and attributes until it has decided on it; without a
+	// link, close waits until the store is durable here.
 	Sync bool
 
 	dial dialer // nil: p9srv/client
@@ -74,7 +72,6 @@ func (o *Options) fill() error {
 	}
 	def(&o.Dead, 6*time.Second)
 	def(&o.Grace, time.Second)
-	def(&o.Answer, 5*time.Second)
 	def(&o.Retry, 5*time.Second)
 	if o.dial == nil {
 		o.dial = dial9P
@@ -87,12 +84,12 @@ func (o *Options) fill() error {
 // master is away what is present goes on being read, and what was written to
 // open files is kept and sent later.
 type Client struct {
-	o     Options
-	log   *slog.Logger
-	cache *tree.Cache
-	out   *outbox
-	push  pusher
-	lists flights
+	o       Options
+	log     *slog.Logger
+	cache   *tree.Cache
+	push    pusher
+	settled settled // pushLoop's
+	lists   flights
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -130,25 +127,21 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 	c := &Client{o: o, log: o.Logger, state: Disconnected, changed: make(chan struct{})}
 	// The client lives until Close, whatever the context of who opened it.
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.push.init()
 	var err error
 	c.cache, err = tree.OpenCache(o.Dir, tree.CacheOptions{Upstream: c, Now: o.Now, Logger: o.Logger, WholeMax: o.WholeMax,
 		StoreIdle: o.StoreIdle, StoreBusy: o.StoreBusy, SyncClose: o.Sync})
 	if err != nil {
 		return nil, err
 	}
-	c.push.init()
-	if c.out, err = openOutbox(c.cache.State().Path("outbox")); err != nil {
+	if c.notes, err = loadNotes(c.notesPath()); err != nil {
 		return nil, errors.Join(err, c.cache.Close())
 	}
-	if c.notes, err = loadNotes(c.notesPath()); err != nil {
-		return nil, errors.Join(err, c.out.close(), c.cache.Close())
-	}
-	c.restore()
 	used := c.cache.State().Fileset().Upstream != ""
 	up, err := c.connect(ctx)
 	if err != nil && (!used || permanent(err)) {
 		c.cancel()
-		return nil, errors.Join(err, c.out.close(), c.cache.Close())
+		return nil, errors.Join(err, c.cache.Close())
 	}
 	if err != nil {
 		c.log.Warn("master cannot be reached; what is cached can be read", "addr", o.Addr, "err", err)
@@ -168,7 +161,8 @@ func (c *Client) Close(ctx context.Context) error {
 	c.closed.Do(func() {
 		err := c.cache.CutAll()
 		if c.State() == Connected {
-			if e := c.drain(ctx); e != nil && !errors.Is(e, syscall.EHOSTDOWN) && !errors.Is(e, context.DeadlineExceeded) {
+			var refused *refusedError // it waits here
+			if e := c.drain(ctx); e != nil && !errors.Is(e, syscall.EHOSTDOWN) && ctx.Err() == nil && !errors.As(e, &refused) {
 				err = errors.Join(err, e)
 			}
 		}
@@ -179,8 +173,7 @@ func (c *Client) Close(ctx context.Context) error {
 			up.close()
 		}
 		c.wg.Wait()
-		c.freezeAll()
-		c.endErr = errors.Join(err, c.out.close(), c.cache.Close())
+		c.endErr = errors.Join(err, c.cache.Close())
 	})
 	return c.endErr
 }

@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 	"unicode/utf8"
 
@@ -17,45 +15,48 @@ import (
 
 	"github.com/mezzofs/mezzo/kml"
 	"github.com/mezzofs/mezzo/kml/feed"
+	"github.com/mezzofs/mezzo/kml/local"
 	"github.com/mezzofs/mezzo/kml/tree"
 )
 
-// refused deals with a no to something that nobody waits for. Contents that
-// conflict become a file of their own beside the master's; those refused for
-// another reason are kept aside. The object goes back to the master's version.
-func (c *Client) refused(e *entry, o feed.Outcome) error {
-	what := c.describe(e)
-	switch {
-	case e.store != nil && o.Status == feed.Conflict && c.sameBytes(e.rec):
-		c.log.Info("the same was written on both sides", "oid", e.rec.OID)
-	case e.store != nil && o.Status == feed.Conflict:
-		name, err := c.conflictCopy(e)
-		if err == nil {
-			c.note("%s: changed on both sides; what was written here is in %q (%s)", what, name, o.Reason)
-			break
-		}
-		if !errors.Is(err, errNoPlace) {
+// settleStore deals with contents that were made of others than the master has,
+// or whose object is gone.
+func (c *Client) settleStore(ctx context.Context, e *local.Entry, out feed.Outcome) error {
+	r := e.Rec()
+	if k, ok := c.renamed(r); ok {
+		return c.copyTo(e, k.OID, false)
+	}
+	obj, err := c.masterObject(ctx, r.OID)
+	if err != nil {
+		return err
+	}
+	if obj != nil && c.sameBytes(ctx, r, c.cache.Local().Path(e.ID)) {
+		c.log.Info("the same was written on both sides", "oid", r.OID)
+		if err := c.cache.Undo(kml.Base{Pos: obj.DataVersion}, e); err != nil {
 			return err
 		}
-		fallthrough
-	default:
-		kept, err := c.setAside(e)
-		if err != nil {
-			return err
-		}
-		c.note("%s: refused by the master: %s%s", what, o.Reason, kept)
+		c.forget(kml.Base{}, e)
+		return nil
 	}
-	if e.store != nil {
-		c.cache.Drop(e.store)
+	name, err := c.conflictCopy(ctx, e, obj)
+	if errors.Is(err, errNoPlace) {
+		return c.abandon(e, out.Reason)
 	}
-	c.forget(e)
+	if err != nil {
+		return err
+	}
+	if obj == nil {
+		c.note("%s: removed on the other side; what was written here is in %q (%s)", c.describe(e), name, out.Reason)
+	} else {
+		c.note("%s: changed on both sides; what was written here is in %q (%s)", c.describe(e), name, out.Reason)
+	}
 	return nil
 }
 
-// sameBytes is true when the master's file holds what r stores. When in doubt it
-// is not.
-func (c *Client) sameBytes(r *kml.Record) bool {
-	src, err := c.OpenVersion(c.ctx, r.OID)
+// sameBytes is true when the master's file holds what r stores, which is at
+// path. When in doubt it is not.
+func (c *Client) sameBytes(ctx context.Context, r *kml.Record, path string) bool {
+	src, err := c.OpenVersion(ctx, r.OID)
 	if err != nil {
 		return false
 	}
@@ -66,7 +67,11 @@ func (c *Client) sameBytes(r *kml.Record) bool {
 	if r.Attr.Size == 0 {
 		return true
 	}
-	ctx, cancel := context.WithTimeout(c.ctx, compareTime)
+	want, err := digest(path)
+	if err != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, compareTime)
 	defer cancel()
 	h := blake3.New()
 	b := make([]byte, min(1<<20, r.Attr.Size))
@@ -78,69 +83,205 @@ func (c *Client) sameBytes(r *kml.Record) bool {
 		_, _ = h.Write(b[:n]) // a hash takes everything
 		off += uint64(n)
 	}
-	return bytes.Equal(h.Sum(nil), r.Digest)
+	return bytes.Equal(h.Sum(nil), want)
 }
 
-// compareTime is how long the comparison of contents may take, while nothing
-// else is sent.
-const compareTime = 10 * time.Second
-
-// describe names an entry for a person.
-func (c *Client) describe(e *entry) string {
-	if len(e.names) > 0 {
-		return fmt.Sprintf("%s of %q", e.rec.Op, e.names[0].Name)
+// sameObject reports whether what a change makes is, with what was written to it
+// since, what the master has under its name.
+func (c *Client) sameObject(ctx context.Context, e *local.Entry, other *tree.Object) (bool, error) {
+	r := e.Rec()
+	if r.Attr.Mode&unix.S_IFMT != other.Attr.Mode&unix.S_IFMT || c.cache.Dirty(r.OID) {
+		return false, nil
 	}
-	return fmt.Sprintf("%s of object %v", e.rec.Op, e.rec.OID)
+	switch r.Op {
+	case kml.OpSymlink:
+		return r.Target == other.Target, nil
+	case kml.OpMknod:
+		return r.Attr.Rdev == other.Attr.Rdev, nil
+	case kml.OpCreate:
+	default:
+		return false, nil
+	}
+	var last *local.Entry
+	for _, l := range c.cache.Local().From(e.ID, -1) {
+		if x := l.Rec(); x.OID == r.OID && x.Op == kml.OpStore && l.Back() == 0 {
+			last = l
+		}
+	}
+	if last == nil {
+		return other.Attr.Size == 0, nil
+	}
+	k := *last.Rec()
+	k.OID = other.OID
+	return c.sameBytes(ctx, &k, c.cache.Local().Path(last.ID)), nil
+}
+
+// merge makes an object that was made here the master's, which is the same: its
+// stores go, and what was changed later is changed there.
+func (c *Client) merge(e *local.Entry, to kml.OID) error {
+	oid := e.Rec().OID
+	var stores []*local.Entry
+	for _, l := range c.cache.Local().From(e.ID, -1) {
+		if x := l.Rec(); x.OID != oid || x.Op != kml.OpStore || l.Back() != 0 {
+			continue
+		}
+		if free, err := c.thawed(l); err != nil {
+			return err
+		} else if free {
+			stores = append(stores, l)
+		}
+	}
+	if err := c.becomes(e.ID, oid, to); err != nil {
+		return err
+	}
+	return c.undo(append([]*local.Entry{e}, stores...)...)
 }
 
 var errNoPlace = errors.New("no folder to put a conflict copy in")
 
-// conflictCopy makes the bytes of a store a new object beside its own. The
-// records that make it are in the outbox when it returns.
-func (c *Client) conflictCopy(e *entry) (name string, err error) {
-	places := c.cache.Names(e.rec.OID)
-	if len(places) == 0 {
-		places = e.names
-	}
-	if len(places) == 0 {
-		return "", errNoPlace
-	}
-	at := places[0]
-	if _, err := c.cache.Object(at.Parent); err != nil {
-		return "", errNoPlace
-	}
-	mode, uid, gid := uint32(unix.S_IFREG|0o600), e.rec.UID, e.rec.GID
-	if obj, err := c.cache.Object(e.rec.OID); err == nil {
-		mode, uid, gid = obj.Attr.Mode, obj.Attr.UID, obj.Attr.GID
-	}
-	now := c.o.Now()
-	for n := 1; ; n++ {
-		name = conflictName(at.Name, c.o.Host, now, n)
-		if _, taken := c.cache.Child(at.Parent, name); !taken {
-			break
+// conflictCopy makes the bytes of a store, and of those that were made on top of
+// it, a new object beside its own; obj is that at the master, or nil. All of it
+// is in the local log when it returns, in one step.
+func (c *Client) conflictCopy(ctx context.Context, e *local.Entry, obj *tree.Object) (name string, err error) {
+	r := e.Rec()
+	if to, ok := c.settled.copies[r.OID]; ok {
+		// One copy of an object at a time.
+		if at := c.cache.Names(to); len(at) > 0 {
+			return at[0].Name, c.copyTo(e, to, false)
 		}
+	}
+	at, mode, uid, gid, err := c.copyPlace(ctx, r.OID)
+	if err != nil {
+		return "", err
+	}
+	name = at.Name
+	_, taken := c.cache.Child(at.Parent, name)
+	if obj != nil || taken {
+		name = c.freeName(at)
 	}
 	oid, err := c.cache.State().MintOID()
 	if err != nil {
 		return "", err
 	}
-	made := &entry{keep: true, done: make(chan struct{}), rec: &kml.Record{Op: kml.OpCreate, Flags: kml.FlagConflict, Time: now.UnixNano(),
-		UID: e.rec.UID, GID: e.rec.GID, OID: oid, Parent: at.Parent, Name: name,
-		Attr: kml.Attr{Mode: mode, UID: uid, GID: gid, Nlink: 1}}}
-	es := []*entry{made}
-	if e.rec.Attr.Size > 0 {
-		path := c.cache.State().Path("stage", fmt.Sprintf("conflict-%d", e.seq))
-		if err := os.Link(c.out.data(e.seq), path); err != nil {
-			return "", err
-		}
-		es = append(es, &entry{keep: true, done: make(chan struct{}), after: made, path: path, names: []tree.Name{{Parent: at.Parent, Name: name}},
-			rec: &kml.Record{Op: kml.OpStore, Flags: kml.FlagConflict, Time: now.UnixNano(), UID: e.rec.UID, GID: e.rec.GID, OID: oid,
-				Attr: kml.Attr{Size: e.rec.Attr.Size, Mtime: e.rec.Attr.Mtime}}})
+	now := c.o.Now().UnixNano()
+	made := local.New(&kml.Record{Op: kml.OpCreate, Flags: kml.FlagConflict, Time: now, UID: r.UID, GID: r.GID, OID: oid, Parent: at.Parent,
+		Name: name, Attr: kml.Attr{Mode: mode, UID: uid, GID: gid, Nlink: 1, Mtime: r.Attr.Mtime}})
+	if err := c.copyAll(e, oid, made); err != nil {
+		return "", err
 	}
-	return name, c.freeze(es)
+	if obj == nil {
+		return name, c.becomes(e.ID, r.OID, oid)
+	}
+	if c.settled.copies == nil {
+		c.settled.copies = make(map[kml.OID]kml.OID)
+	}
+	c.settled.copies[r.OID] = oid
+	return name, nil
 }
 
-const maxName = 255
+// copyPlace is where a copy of an object is put, and what it looks like.
+func (c *Client) copyPlace(ctx context.Context, oid kml.OID) (at tree.Name, mode, uid, gid uint32, err error) {
+	mode = unix.S_IFREG | 0o600
+	obj, err := c.cache.Object(oid)
+	if err != nil {
+		obj = c.cache.Lost(oid)
+	}
+	if obj != nil {
+		mode, uid, gid = obj.Attr.Mode, obj.Attr.UID, obj.Attr.GID
+	}
+	names := c.cache.Names(oid)
+	if len(names) == 0 && obj != nil && obj.Parent != 0 {
+		names = []tree.Name{{Parent: obj.Parent, Name: obj.Name}}
+	}
+	if len(names) == 0 {
+		return at, 0, 0, 0, errNoPlace
+	}
+	at = names[0]
+	at.Parent = c.now(at.Parent)
+	if _, err := c.cache.Object(at.Parent); err != nil {
+		at.Parent = kml.RootOID
+	}
+	return at, mode, uid, gid, nil
+}
+
+// copyTo makes a store one of another object.
+func (c *Client) copyTo(e *local.Entry, oid kml.OID, _ bool) error { return c.copyAll(e, oid, nil) }
+
+// copyAll makes a store, and those behind it that are not on their way, stores of
+// another object, which made makes unless it is nil.
+func (c *Client) copyAll(e *local.Entry, oid kml.OID, made *local.Entry) error {
+	l := c.cache.Local()
+	r := e.Rec()
+	old := []*local.Entry{e}
+	for _, x := range l.From(e.ID, -1) {
+		if k := x.Rec(); k.OID != r.OID || k.Op != kml.OpStore || x.Back() != 0 {
+			continue
+		}
+		free, err := c.thawed(x)
+		if err != nil {
+			return err
+		}
+		if !free {
+			break // it conflicts, and then goes the same way
+		}
+		old = append(old, x)
+	}
+	var add []*local.Entry
+	ids := l.IDsAfter(e.ID, len(old)+1)
+	if len(ids) <= len(old) {
+		return fmt.Errorf("no room in the local log behind change %x", e.ID)
+	}
+	after := uint64(0)
+	if made != nil {
+		made.ID = ids[0]
+		after = made.ID
+		add = append(add, made)
+	} else {
+		after = c.cache.WrittenBy(oid)
+	}
+	for i, x := range old {
+		k := *x.Rec()
+		k.OID, k.Origin, k.Digest, k.Flags = oid, kml.Origin{}, nil, k.Flags|kml.FlagConflict
+		k.Base = kml.Base{}
+		if after == 0 {
+			if obj, err := c.cache.MasterObject(oid); err == nil {
+				k.Base = kml.Base{Pos: obj.DataVersion}
+			}
+		}
+		n := local.New(&k)
+		n.ID, n.At, n.After, n.Data = ids[i+1], x.At, after, x.Data
+		if n.Data {
+			if err := os.Link(l.Path(x.ID), l.Path(n.ID)); err != nil && !errors.Is(err, os.ErrExist) {
+				return err
+			}
+		}
+		after = n.ID
+		add = append(add, n)
+	}
+	if err := c.cache.Exchange(old, add); err != nil {
+		return err
+	}
+	c.forget(kml.Base{}, old...)
+	c.queueAgain(add...)
+	return nil
+}
+
+// describe names a change for a person.
+func (c *Client) describe(e *local.Entry) string {
+	r := e.Rec()
+	if names := c.cache.Names(r.OID); len(names) > 0 {
+		return fmt.Sprintf("%s of %q", r.Op, names[0].Name)
+	}
+	if r.Name != "" {
+		return fmt.Sprintf("%s of %q", r.Op, r.Name)
+	}
+	return fmt.Sprintf("%s of object %v", r.Op, r.OID)
+}
+
+const (
+	maxName      = 255
+	conflictMark = " (conflict, "
+)
 
 // conflictName is the name of a conflict copy, at most 255 bytes:
 //
@@ -149,19 +290,22 @@ const maxName = 255
 // Copies are never nested: a copy of a copy is named like one of the original.
 func conflictName(name, host string, t time.Time, n int) string {
 	base, ext := name, ""
+	if i := strings.LastIndex(name, conflictMark); i > 0 {
+		if j := strings.IndexByte(name[i:], ')'); j > 0 {
+			name = name[:i] + name[i+j+1:]
+			base = name
+		}
+	}
 	if i := strings.LastIndexByte(name, '.'); i > 0 && len(name)-i <= 32 {
 		base, ext = name[:i], name[i:]
 	}
-	if i := strings.LastIndex(base, " (conflict, "); i > 0 && strings.HasSuffix(base, ")") {
-		base = base[:i]
-	}
 	host = strings.Map(func(r rune) rune {
-		if r == '/' || r == 0 {
+		if r == '/' || r == 0 || r == ')' {
 			return '-'
 		}
 		return r
 	}, host)
-	mark := fmt.Sprintf(" (conflict, %s, %s)", cutAt(host, 64), t.UTC().Format("2006-01-02 15.04.05"))
+	mark := fmt.Sprintf(conflictMark+"%s, %s)", cutAt(host, 64), t.UTC().Format("2006-01-02 15.04.05"))
 	if n > 1 {
 		mark = fmt.Sprintf("%s %d)", strings.TrimSuffix(mark, ")"), n)
 	}
@@ -180,20 +324,16 @@ func cutAt(s string, n int) string {
 }
 
 // setAside keeps the bytes of a store that will not be taken, and says where.
-func (c *Client) setAside(e *entry) (kept string, err error) {
-	if e.rec.Op != kml.OpStore || e.rec.Attr.Size == 0 {
+func (c *Client) setAside(e *local.Entry) (kept string, err error) {
+	if !e.Data {
 		return "", nil
 	}
 	name := "object"
-	if len(e.names) > 0 {
-		name = e.names[0].Name
+	if names := c.cache.Names(e.Rec().OID); len(names) > 0 {
+		name = names[0].Name
 	}
-	path := c.cache.State().Path("conflicts", cutAt(fmt.Sprintf("%d-%s", e.seq, name), maxName))
-	from := e.path
-	if from == "" {
-		from = c.out.data(e.seq)
-	}
-	err = os.Link(from, path)
+	path := c.cache.State().Path("conflicts", cutAt(fmt.Sprintf("%x-%s", e.ID, name), maxName))
+	err = os.Link(c.cache.Local().Path(e.ID), path)
 	if errors.Is(err, os.ErrExist) {
 		err = nil // kept before a crash
 	}
@@ -204,97 +344,4 @@ func (c *Client) setAside(e *entry) (kept string, err error) {
 		return "", err
 	}
 	return "; its bytes are kept in " + path, nil
-}
-
-// setAsideAll gives up everything that waits to be sent. The caller has the turn.
-func (c *Client) setAsideAll(why string) error {
-	if err := c.freezeAll(); err != nil && !errors.Is(err, syscall.EHOSTDOWN) {
-		return err
-	}
-	c.push.mu.Lock()
-	es := append([]*entry(nil), c.push.sent...)
-	c.push.mu.Unlock()
-	for _, e := range es {
-		c.push.mu.Lock()
-		done := e.decided
-		c.push.decideLocked(e, feed.Outcome{Seq: e.seq, Status: feed.Refused, Errno: uint32(syscall.EHOSTDOWN), Reason: why})
-		c.push.mu.Unlock()
-		if done {
-			continue
-		}
-		kept, err := c.setAside(e)
-		if err != nil {
-			return err
-		}
-		c.note("%s: %s%s", c.describe(e), why, kept)
-		if e.store != nil {
-			c.cache.Drop(e.store)
-		}
-	}
-	c.forget(es...)
-	return nil
-}
-
-// lostByMaster sends records again that the master had taken and no longer has:
-// its machine went down before they were durable.
-func (c *Client) lostByMaster(lastSeq uint64) {
-	p := &c.push
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.first = 0
-	for _, e := range p.sent {
-		if e.decided && applied(e.out) && e.seq > lastSeq {
-			e.decided, e.returned, e.keep, e.on = false, false, true, nil
-			e.done = make(chan struct{})
-		}
-	}
-}
-
-// keepSent takes the bytes of stores that came back and are not durable at the
-// master into the outbox again, before the cache forgets them.
-func (c *Client) keepSent() {
-	c.push.mu.Lock()
-	es := append([]*entry(nil), c.push.sent...)
-	c.push.mu.Unlock()
-	for _, e := range es {
-		if e.rec.Op == kml.OpStore && e.rec.Attr.Size > 0 && e.returned {
-			if err := c.cache.LinkVersion(e.rec.OID, e.out.Pos, c.out.data(e.seq)); err != nil && !errors.Is(err, os.ErrExist) {
-				c.log.Debug("bytes of a store are no longer here", "oid", e.rec.OID, "err", err)
-			}
-		}
-	}
-}
-
-// renumber makes what waits to be sent records of another site: the master took
-// this cache for a copy of the site it was. Objects that the old number made
-// cannot be sent under the new one and are kept aside.
-func (c *Client) renumber(site kml.SiteID) error {
-	c.push.mu.Lock()
-	old := append([]*entry(nil), c.push.sent...)
-	c.push.mu.Unlock()
-	for _, e := range old {
-		if e.decided {
-			c.forget(e)
-			continue
-		}
-		if e.rec.Op != kml.OpStore || e.rec.OID.Site() != site && e.rec.Flags&kml.FlagConflict != 0 {
-			if err := c.refused(e, feed.Outcome{Seq: e.seq, Status: feed.Refused, Reason: "made under another site number"}); err != nil {
-				return err
-			}
-			continue
-		}
-		rec := *e.rec
-		n := &entry{rec: &rec, store: e.store, keep: true, names: e.names, done: make(chan struct{})}
-		if rec.Attr.Size > 0 {
-			n.path = c.cache.State().Path("stage", "renumber-"+filepath.Base(c.out.data(e.seq)))
-			if err := os.Link(c.out.data(e.seq), n.path); err != nil {
-				return err
-			}
-		}
-		if err := c.freeze([]*entry{n}); err != nil {
-			return err
-		}
-		c.forget(e)
-	}
-	return nil
 }

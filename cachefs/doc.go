@@ -9,43 +9,56 @@
 // # What a reader may count on
 //
 // The tree that a client shows is the master's at one position (the cursor),
-// plus what was written here and has not come back. While the state is
-// Connected everything cached is current up to the cursor without asking. A
-// file opened for reading keeps the version it was opened on: bytes of two
-// versions are never mixed. A file that is larger than WholeMax and not wholly
-// here can fail with ESTALE when the master no longer has that version.
+// with the changes of the local log on top. While the state is Connected
+// everything cached is current up to the cursor without asking. A file opened for
+// reading keeps the version it was opened on: bytes of two versions are never
+// mixed. A file that is larger than WholeMax and not wholly here can fail with
+// ESTALE when the master no longer has that version.
 //
 // # What a writer may count on
 //
-// A change of names or attributes returns when the master has decided on it and
-// it is visible here. Contents go to the cache at once; at the last close (a
-// flush), at fsync, after a second without a write, or every 30 s of steady
-// writing they become a store, which is sent in order with everything else.
-// close does not wait for the master, unless Options.Sync is set; fsync does
-// while there is a link.
+// A change of names or attributes is in the local log when it returns, which
+// outlives the process. So are contents at the last close (a flush), at fsync,
+// after a second without a write, or after 30 s of steady writing: they become a
+// store. It makes no difference whether the master is there, but that while there
+// is a link the master decides, before they succeed, on the operations by which
+// programs exclude each other: creating with O_EXCL, mkdir, mknod, link, symlink
+// and RENAME_NOREPLACE; with Options.Sync on all. fsync waits for the master
+// while there is a link, and with Options.Sync so does close.
 //
-// A record gets its number when it is frozen and is in the outbox before its
-// first byte is sent. It is sent again, byte for byte, until the master has
-// decided, and stays until it is durable there. The master applies each number
-// once. What it refuses to somebody who waits is his error; contents that
-// conflict become a file beside the master's, and any other refusal is a line
-// in status, with the bytes kept.
+// # How changes are sent
+//
+// A change gets its number when it is frozen, and its frozen bytes are in the
+// local log before the first of them is sent. Contents go first, into the
+// master's stage, small ones many at a time and large ones beside everything
+// else. Records go in batches, several on their way at a time, in the order in
+// which they were made. A batch is sent again, byte for byte, until the master
+// has decided; the master applies each number once. A change leaves the view when
+// it comes back in the feed, and the local log when it is durable at the master
+// and in the index here.
+//
+// The master only compares: it takes a change or says that its tree is not what
+// the change was made for. Then the client, when it has caught up, settles the
+// conflict (settle.go, conflict.go): it amends the change, puts another in its
+// place, or gives it up, and later changes with it. What the master refuses for
+// another reason stays in the tree and the log and is tried again; what does not
+// depend on it overtakes.
 //
 // # States
 //
 //	Disconnected -> CatchingUp -> Connected -> Disconnected ...
 //
-// Without a link what is present can be read and open files can be written;
-// what needs the master fails with EHOSTDOWN, at once, or within Grace just
-// after a loss. A change that was sent when the link broke waits Answer for it
-// to come back with the outcome.
+// Without a link what is present can be used; what is not fails with EHOSTDOWN,
+// at once, or within Grace just after a loss.
 //
 // # Goroutines and locks
 //
-// run connects and follows: it alone applies records. pushLoop alone freezes and
-// sends. Listings and fetches run for whoever asks, shared by those who ask for
-// the same. All end with Close.
+// run connects and follows: it alone applies the master's records, and with each
+// link runs receive, which takes in the outcomes of batches. pushLoop alone
+// freezes, sends and settles. Listings, fetches and large uploads have goroutines
+// of their own. All end with Close.
 //
-// Lock order: pusher.turn, the cache's locks, pusher.mu, outbox.mu. Client.mu is taken under
-// none of them and none is taken under it but the cache's cursor.
+// Lock order: pusher.turn, the cache's amu, pusher.mu, the cache's other locks.
+// Client.mu is taken under none of them and none is taken under it but the
+// cache's cursor.
 package cachefs

@@ -31,6 +31,7 @@ type Status struct {
 	OpenDirty int          // files written since their last store
 	Unsent    int          // changes the master has not decided on
 	Outbox    int          // changes kept until they are durable there
+	Waiting   []Note       // changes that the master refuses, and that are tried again
 	Notes     []Note       // changes that were refused
 }
 
@@ -39,14 +40,13 @@ func (c *Client) Status() Status {
 	fs := c.cache.State().Fileset()
 	at, _ := c.cache.Cursor()
 	s := Status{Addr: c.o.Addr, Dir: c.cache.Dir(), Fileset: fs.UUID, Site: fs.Site, Position: at, OpenDirty: c.cache.OpenDirty()}
-	c.push.mu.Lock()
-	s.Unsent, s.Outbox = len(c.push.queue), len(c.push.queue)+len(c.push.sent)
-	for _, e := range c.push.sent {
-		if !e.decided {
+	for _, e := range c.cache.Local().Entries() {
+		s.Outbox++
+		if e.Back() == 0 {
 			s.Unsent++
 		}
 	}
-	c.push.mu.Unlock()
+	s.Waiting = c.push.waiting()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.State, s.End, s.Durable, s.Heard = c.state, c.end, c.durable, c.heard
@@ -79,6 +79,9 @@ func (s Status) String() string {
 	if s.Why != "" {
 		line("why", strings.ReplaceAll(s.Why, "\n", " "))
 	}
+	for _, n := range s.Waiting {
+		line("waiting", n)
+	}
 	for _, n := range s.Notes {
 		line("refused", n)
 	}
@@ -87,15 +90,14 @@ func (s Status) String() string {
 
 // localText is the changes that wait, a line each.
 func (c *Client) localText() []byte {
-	c.push.mu.Lock()
-	defer c.push.mu.Unlock()
 	var b []byte
-	for _, e := range append(c.push.sent[:len(c.push.sent):len(c.push.sent)], c.push.queue...) {
-		if !e.decided || !applied(e.out) {
-			b = kml.AppendText(b, e.rec)
-			if len(b) > 0 && b[len(b)-1] != '\n' {
-				b = append(b, '\n')
-			}
+	for _, e := range c.cache.Local().Entries() {
+		if e.Back() != 0 {
+			continue
+		}
+		b = kml.AppendText(b, e.Rec())
+		if len(b) > 0 && b[len(b)-1] != '\n' {
+			b = append(b, '\n')
 		}
 	}
 	return b

@@ -3,11 +3,9 @@ package cachefs
 import (
 	"context"
 	"fmt"
-	"os"
 
 	"github.com/mezzofs/mezzo/kml"
 	"github.com/mezzofs/mezzo/kml/feed"
-	"github.com/mezzofs/mezzo/kml/tree"
 )
 
 // follow applies the master's records in order until the link ends, and says
@@ -53,20 +51,12 @@ func (c *Client) apply(r *kml.Record, buf []byte) ([]byte, error) {
 	if err != nil {
 		return buf, fmt.Errorf("record %v: %w", r.Pos, err)
 	}
-	e := c.push.mine(r.Origin, c.cache.State().Fileset().Site)
-	var door tree.Door
-	if e != nil {
-		door = e.door
-	}
-	if err := c.cache.Apply(r, crc, door); err != nil {
+	own, err := c.cache.Apply(r, crc)
+	if err != nil {
 		return buf, err
 	}
-	if e != nil {
-		c.push.returned(e, r.Pos)
-		if r.Op == kml.OpStore {
-			// The cache has the bytes as a version's by now.
-			_ = os.Remove(c.out.data(r.Origin.Seq))
-		}
+	if own != nil {
+		c.returned(own, r.Pos)
 	}
 	c.mu.Lock()
 	c.end = max(c.end, r.Pos)

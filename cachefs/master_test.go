@@ -103,7 +103,7 @@ func openClient(t testing.TB, dir, addr string) *Client {
 
 func tryClient(t testing.TB, dir, addr string) (*Client, error) {
 	o := Options{Dir: dir, Addr: addr, Host: "h", Dead: 2 * time.Second, Grace: 50 * time.Millisecond,
-		Answer: 3 * time.Second, Retry: 50 * time.Millisecond, WholeMax: 3 << 20}
+		Retry: 50 * time.Millisecond, WholeMax: 3 << 20}
 	if testing.Verbose() {
 		o.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}

@@ -3,68 +3,14 @@ package cachefs
 import (
 	"context"
 	"errors"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/kml"
-	"github.com/mezzofs/mezzo/kml/feed"
 	"github.com/mezzofs/mezzo/kml/tree"
 )
-
-// maxTries is how often a change is made anew because the tree had moved on at
-// the master.
-const maxTries = 4
-
-// change makes a record, sends it and waits until it is visible here. Where the
-// master's tree is not what this client saw, the client catches up and build is
-// asked again: it then sees why, or makes another record. A nil record means
-// that there is nothing to do.
-func (c *Client) change(ctx context.Context, build func() (*kml.Record, error)) error {
-	var last error
-	for range maxTries {
-		r, err := build()
-		if r == nil || err != nil {
-			return err
-		}
-		o, err := c.submit(ctx, r)
-		if err != nil {
-			return err
-		}
-		switch o.Status {
-		case feed.Applied, feed.Duplicate:
-			return nil
-		case feed.Refused:
-			return refusal(o)
-		}
-		last = refusal(o)
-		pos, err := c.position(ctx)
-		if err != nil {
-			return err
-		}
-		if err := c.reach(ctx, pos); err != nil {
-			return err
-		}
-	}
-	return last
-}
-
-// refused is the errno that the master answered with, and its reason.
-type refusedError struct {
-	errno  syscall.Errno
-	reason string
-}
-
-func (e *refusedError) Error() string { return e.reason }
-func (e *refusedError) Unwrap() error { return e.errno }
-
-func refusal(o feed.Outcome) error {
-	e := &refusedError{syscall.Errno(o.Errno), o.Reason}
-	if e.errno == 0 {
-		e.errno = syscall.EBUSY
-	}
-	return e
-}
 
 func (c *Client) record(cred *tree.Cred, op kml.Op) *kml.Record {
 	r := &kml.Record{Op: op, Time: c.o.Now().UnixNano()}
@@ -95,9 +41,10 @@ func (c *Client) free(ctx context.Context, cred *tree.Cred, parent kml.OID, name
 	return c.parent(cred, parent)
 }
 
-// make makes a new object and returns its attributes.
-func (c *Client) make(ctx context.Context, cred *tree.Cred, r *kml.Record) (tree.Attr, error) {
-	err := c.change(ctx, func() (*kml.Record, error) {
+// make makes a new object and returns its attributes. With exclusive the master
+// decides whether the name is free.
+func (c *Client) make(ctx context.Context, cred *tree.Cred, r *kml.Record, exclusive bool) (tree.Attr, error) {
+	err := c.change(ctx, exclusive, func() (*kml.Record, error) {
 		dir, err := c.free(ctx, cred, r.Parent, r.Name)
 		if err != nil {
 			return nil, err
@@ -107,7 +54,8 @@ func (c *Client) make(ctx context.Context, cred *tree.Cred, r *kml.Record) (tree
 		if n.OID, err = c.cache.State().MintOID(); err != nil {
 			return nil, err
 		}
-		n.Attr.UID, n.Attr.GID = n.UID, n.GID
+		n.Time = c.o.Now().UnixNano()
+		n.Attr.UID, n.Attr.GID, n.Attr.Mtime = n.UID, n.GID, n.Time
 		n.Attr.Nlink = 1
 		if n.Op == kml.OpMkdir {
 			n.Attr.Nlink = 2
@@ -132,7 +80,7 @@ func (c *Client) Create(ctx context.Context, cred *tree.Cred, parent kml.OID, na
 	for range maxTries {
 		r := c.record(cred, kml.OpCreate)
 		r.Parent, r.Name, r.Attr.Mode = parent, name, unix.S_IFREG|mode&07777
-		a, err := c.make(ctx, cred, r)
+		a, err := c.make(ctx, cred, r, flags&unix.O_EXCL != 0)
 		if err == nil {
 			// Who makes a file may write it whatever its mode says.
 			owner := &tree.Cred{UID: r.UID, GID: r.GID, Checked: true}
@@ -162,7 +110,7 @@ func (c *Client) Create(ctx context.Context, cred *tree.Cred, parent kml.OID, na
 func (c *Client) Mkdir(ctx context.Context, cred *tree.Cred, parent kml.OID, name string, mode uint32) (tree.Attr, error) {
 	r := c.record(cred, kml.OpMkdir)
 	r.Parent, r.Name, r.Attr.Mode = parent, name, unix.S_IFDIR|mode&07777
-	return c.make(ctx, cred, r)
+	return c.make(ctx, cred, r, true)
 }
 
 // Symlink is tree.FS's.
@@ -175,7 +123,7 @@ func (c *Client) Symlink(ctx context.Context, cred *tree.Cred, parent kml.OID, n
 	}
 	r := c.record(cred, kml.OpSymlink)
 	r.Parent, r.Name, r.Target, r.Attr.Mode, r.Attr.Size = parent, name, target, unix.S_IFLNK|0o777, uint64(len(target))
-	return c.make(ctx, cred, r)
+	return c.make(ctx, cred, r, true)
 }
 
 // Mknod is tree.FS's.
@@ -192,12 +140,12 @@ func (c *Client) Mknod(ctx context.Context, cred *tree.Cred, parent kml.OID, nam
 	}
 	r := c.record(cred, op)
 	r.Parent, r.Name, r.Attr.Mode, r.Attr.Rdev = parent, name, mode, rdev
-	return c.make(ctx, cred, r)
+	return c.make(ctx, cred, r, true)
 }
 
 // Link is tree.FS's.
 func (c *Client) Link(ctx context.Context, cred *tree.Cred, oid, parent kml.OID, name string) (tree.Attr, error) {
-	err := c.change(ctx, func() (*kml.Record, error) {
+	err := c.change(ctx, true, func() (*kml.Record, error) {
 		a, err := c.cache.Getattr(ctx, cred, oid)
 		if err != nil {
 			return nil, err
@@ -232,7 +180,7 @@ func (c *Client) Rmdir(ctx context.Context, cred *tree.Cred, parent kml.OID, nam
 }
 
 func (c *Client) remove(ctx context.Context, cred *tree.Cred, op kml.Op, parent kml.OID, name string) error {
-	return c.change(ctx, func() (*kml.Record, error) {
+	return c.change(ctx, false, func() (*kml.Record, error) {
 		a, err := c.cache.Lookup(ctx, cred, parent, name)
 		if err != nil {
 			return nil, err
@@ -273,7 +221,7 @@ func (c *Client) Rename(ctx context.Context, cred *tree.Cred, parent kml.OID, na
 	if flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 || flags == unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE {
 		return syscall.EINVAL
 	}
-	return c.change(ctx, func() (*kml.Record, error) {
+	return c.change(ctx, flags == unix.RENAME_NOREPLACE, func() (*kml.Record, error) {
 		src, err := c.cache.Lookup(ctx, cred, parent, name)
 		if err != nil {
 			return nil, err
@@ -344,7 +292,7 @@ func (c *Client) Setattr(ctx context.Context, cred *tree.Cred, oid kml.OID, h tr
 			return c.cache.Getattr(ctx, cred, oid)
 		}
 	}
-	err := c.change(ctx, func() (*kml.Record, error) { return c.setattr(ctx, cred, oid, s) })
+	err := c.change(ctx, false, func() (*kml.Record, error) { return c.setattr(ctx, cred, oid, s) })
 	if err != nil {
 		return tree.Attr{}, err
 	}
@@ -388,6 +336,12 @@ func (c *Client) setattr(ctx context.Context, cred *tree.Cred, oid kml.OID, s tr
 	if r.Mask == 0 {
 		return nil, nil
 	}
+	if r.Mask&(kml.MaskUID|kml.MaskGID) != 0 && s.Mask&tree.SetMode == 0 && setid && a.Mode&unix.S_IFMT == unix.S_IFREG {
+		r.Attr.Mode, r.Mask = a.Mode&^unix.S_ISUID, r.Mask|kml.MaskMode // as chown(2) does
+		if a.Mode&unix.S_IXGRP != 0 {
+			r.Attr.Mode &^= unix.S_ISGID
+		}
+	}
 	return r, nil
 }
 
@@ -396,7 +350,10 @@ func (c *Client) Setxattr(ctx context.Context, cred *tree.Cred, oid kml.OID, nam
 	if !tree.JournaledXattr(name) {
 		return syscall.EOPNOTSUPP
 	}
-	return c.change(ctx, func() (*kml.Record, error) {
+	return c.change(ctx, false, func() (*kml.Record, error) {
+		if err := c.mayHave(ctx, oid, name); err != nil {
+			return nil, err
+		}
 		old, err := c.cache.Getxattr(ctx, cred, oid, name)
 		has := err == nil
 		switch {
@@ -413,9 +370,25 @@ func (c *Client) Setxattr(ctx context.Context, cred *tree.Cred, oid kml.OID, nam
 	})
 }
 
+// mayHave is the rule of xattr(7): only files and folders have attributes of
+// users.
+func (c *Client) mayHave(ctx context.Context, oid kml.OID, name string) error {
+	if !strings.HasPrefix(name, "user.") {
+		return nil
+	}
+	a, err := c.cache.Getattr(ctx, nil, oid)
+	if err != nil {
+		return err
+	}
+	if t := a.Mode & unix.S_IFMT; t != unix.S_IFREG && t != unix.S_IFDIR {
+		return syscall.EPERM
+	}
+	return nil
+}
+
 // Removexattr is tree.FS's.
 func (c *Client) Removexattr(ctx context.Context, cred *tree.Cred, oid kml.OID, name string) error {
-	return c.change(ctx, func() (*kml.Record, error) {
+	return c.change(ctx, false, func() (*kml.Record, error) {
 		old, err := c.cache.Getxattr(ctx, cred, oid, name)
 		if err != nil {
 			return nil, err

@@ -121,8 +121,14 @@ func (c *Client) run(up *upstream) {
 			}
 			c.connected(up)
 		}
+		got := make(chan struct{})
+		go func() { // ends with up
+			defer close(got)
+			c.receive(up)
+		}()
 		err := c.follow(up)
 		up.close()
+		<-got
 		c.mu.Lock()
 		c.set(Disconnected, nil)
 		c.lost, c.why = c.o.Now(), err
@@ -173,6 +179,7 @@ func (c *Client) Sync(ctx context.Context) error {
 	if err := c.cache.CutAll(); err != nil {
 		return err
 	}
+	c.push.retry()
 	if err := c.drain(ctx); err != nil {
 		return err
 	}

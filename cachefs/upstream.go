@@ -53,6 +53,9 @@ type upstream struct {
 	greet   feed.Greeting
 	welcome feed.Welcome
 
+	sent     chan sentBatch // batches whose results have not come
+	inFlight int            // of them; guarded by pusher.mu
+
 	ctx    context.Context // ends with the link
 	cancel context.CancelFunc
 	once   sync.Once
@@ -106,7 +109,7 @@ const setupTime = 5 * time.Second
 // connect dials, brings a cache that cannot go on from where it is back to a
 // beginning, and opens feed and reint.
 func (c *Client) connect(ctx context.Context) (_ *upstream, err error) {
-	up := &upstream{o: &c.o}
+	up := &upstream{o: &c.o, sent: make(chan sentBatch, maxInFlight)}
 	up.ctx, up.cancel = context.WithCancel(c.ctx)
 	defer func() {
 		if err != nil {
@@ -268,7 +271,7 @@ func (c *Client) openReint(ctx context.Context, up *upstream) error {
 	s := &stream{f: f}
 	up.reint = s
 	fs := c.cache.State().Fileset()
-	hello := &feed.Hello{Version: feed.Version, Site: fs.Site, Key: fs.Key, Host: c.o.Host, Known: c.out.known()}
+	hello := &feed.Hello{Version: feed.Version, Site: fs.Site, Key: fs.Key, Host: c.o.Host, Known: c.cache.Local().Known()}
 	b, err := feed.Append(nil, hello)
 	if err != nil {
 		return err
@@ -292,7 +295,7 @@ func (c *Client) openReint(ctx context.Context, up *upstream) error {
 	if err := c.cache.State().AboveCounter(w.MaxCounter); err != nil {
 		return err
 	}
-	if err := c.out.above(w.LastSeq); err != nil {
+	if err := c.cache.Local().Above(w.LastSeq); err != nil {
 		return err
 	}
 	c.push.turn.Lock()
@@ -301,8 +304,7 @@ func (c *Client) openReint(ctx context.Context, up *upstream) error {
 		c.log.Warn("the master takes this cache for a copy and gave it a site number of its own", "site", w.Site, "was", fs.Site)
 		return c.renumber(w.Site)
 	}
-	c.lostByMaster(w.LastSeq)
-	return nil
+	return c.lostByMaster(w.LastSeq)
 }
 
 // close ends the link and everything that waits on it.

@@ -2,128 +2,175 @@ package cachefs
 
 import (
 	"context"
-	"slices"
+	"errors"
+	"fmt"
 	"syscall"
-	"time"
 
 	"github.com/mezzofs/mezzo/kml"
 	"github.com/mezzofs/mezzo/kml/feed"
+	"github.com/mezzofs/mezzo/kml/local"
 	"github.com/mezzofs/mezzo/kml/tree"
 )
 
-// submit sends a change that the caller waits for, and returns when it is
-// visible here too, or with the master's no. With the link lost the outcome may
-// never be known: EHOSTDOWN after Answer.
-func (c *Client) submit(ctx context.Context, r *kml.Record) (feed.Outcome, error) {
-	if _, err := c.online(ctx); err != nil {
-		return feed.Outcome{}, err
-	}
-	e := &entry{rec: r, door: tree.DoorOf(ctx), waited: true}
-	c.push.add(e)
-	if err := c.await(ctx, func() (bool, <-chan struct{}) {
-		select {
-		case <-e.done:
-			return true, nil
-		default:
-			return false, e.done
-		}
-	}); err != nil {
-		return feed.Outcome{}, c.abandon(e, err)
-	}
-	c.push.mu.Lock()
-	o := e.out
-	c.push.mu.Unlock()
-	if !applied(o) {
-		return o, nil
-	}
-	return o, c.await(ctx, func() (bool, <-chan struct{}) {
-		moved := c.cache.Moved()
-		at, _ := c.cache.Cursor()
-		return at >= o.Pos, moved
-	})
-}
+// maxTries is how often a change is made anew because the tree had moved on.
+const maxTries = 16
 
-// await waits until f says that it is done, asking again whenever f's channel
-// closes. Without a link it waits for Answer at most.
-func (c *Client) await(ctx context.Context, f func() (done bool, again <-chan struct{})) error {
-	for {
-		done, again := f()
-		if done {
-			return nil
+// change makes a change here. Where the tree is not what build saw, build is
+// asked again. A nil record means that there is nothing to do.
+//
+// With exclusive, and while there is a link, the change is made only if the
+// master agrees: programs exclude each other by it. A master that says that its
+// tree is another one is caught up with, and build is asked again.
+func (c *Client) change(ctx context.Context, exclusive bool, build func() (*kml.Record, error)) error {
+	for range maxTries {
+		r, err := build()
+		if r == nil || err != nil {
+			return err
 		}
-		_, up, changed := c.watchState()
-		var late <-chan time.Time
-		var t *time.Timer
-		if up == nil {
-			c.mu.Lock()
-			left := c.o.Answer - c.o.Now().Sub(c.lost)
-			c.mu.Unlock()
-			if left <= 0 {
-				return syscall.EHOSTDOWN
-			}
-			t = time.NewTimer(left)
-			late = t.C
+		if !exclusive && !c.o.Sync || c.current() == nil {
+			_, err = c.cache.Change(ctx, r, nil)
+		} else {
+			err = c.submit(ctx, r)
 		}
-		var err error
-		select {
-		case <-again:
-		case <-changed:
-		case <-late:
-			err = syscall.EHOSTDOWN
-		case <-ctx.Done():
-			err = ctx.Err()
-		case <-c.ctx.Done():
-			err = syscall.ESHUTDOWN
-		}
-		if t != nil {
-			t.Stop()
-		}
-		if err != nil {
+		if !errors.Is(err, tree.ErrMoved) {
 			return err
 		}
 	}
+	return syscall.EBUSY
 }
 
-// abandon notes that nobody waits for e any more. What has not been sent is not
-// sent.
-func (c *Client) abandon(e *entry, err error) error {
+// refusedError is the errno that the master answered with, and its reason.
+type refusedError struct {
+	errno  syscall.Errno
+	reason string
+}
+
+func (e *refusedError) Error() string { return e.reason }
+func (e *refusedError) Unwrap() error { return e.errno }
+
+func refusal(o feed.Outcome) error {
+	e := &refusedError{syscall.Errno(o.Errno), o.Reason}
+	if e.errno == 0 {
+		e.errno = syscall.EBUSY
+	}
+	return e
+}
+
+// submit makes a change and waits for the master's word. What the master does
+// not take is undone. Without a link, from the beginning or from now on, the
+// change is one like any other.
+func (c *Client) submit(ctx context.Context, r *kml.Record) error {
 	p := &c.push
+	var s *sending
+	e, err := c.cache.Change(ctx, r, func(id uint64) {
+		p.mu.Lock()
+		s = &sending{waited: 1}
+		p.st[id] = s
+		p.mu.Unlock()
+	})
+	if err != nil {
+		if s != nil {
+			p.drop(s)
+		}
+		return err
+	}
+	err = c.outcome(ctx, e, s)
+	p.mu.Lock()
+	s.waited--
+	no := s.decided && !applied(s.out)
+	out := s.out
+	p.mu.Unlock()
+	if !no {
+		return err
+	}
+	return c.takeBack(ctx, e, out)
+}
+
+// drop forgets a change that was not made.
+func (p *pusher) drop(s *sending) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	e.waited = false
-	p.queue = slices.DeleteFunc(p.queue, func(q *entry) bool { return q == e })
+	for id, x := range p.st {
+		if x == s {
+			delete(p.st, id)
+		}
+	}
+}
+
+// outcome waits until a change is decided, or the link is lost.
+func (c *Client) outcome(ctx context.Context, e *local.Entry, s *sending) error {
+	p := &c.push
+	for {
+		p.mu.Lock()
+		over, moved := s.decided, p.moved
+		p.mu.Unlock()
+		if over || e.Back() != 0 {
+			return nil
+		}
+		_, up, changed := c.watchState()
+		if up == nil {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.ctx.Done():
+			return syscall.ESHUTDOWN
+		}
+	}
+}
+
+// takeBack undoes a change that the master did not take. ErrMoved when its tree
+// is another one than this client saw, which has been caught up with.
+func (c *Client) takeBack(ctx context.Context, e *local.Entry, o feed.Outcome) error {
+	if o.Status == feed.Conflict {
+		// Shown until the reason is, so that nobody sees the name free in between.
+		if err := c.reach(ctx, o.Pos); err != nil {
+			return errors.Join(err, c.undo(e))
+		}
+	}
+	if err := c.undo(e); err != nil {
+		return err
+	}
+	if o.Status == feed.Conflict {
+		return fmt.Errorf("%w: %w", tree.ErrMoved, refusal(o))
+	}
+	return refusal(o)
+}
+
+// undo takes changes back.
+func (c *Client) undo(es ...*local.Entry) error {
+	err := c.cache.Undo(kml.Base{}, es...)
+	c.forget(kml.Base{}, es...)
 	return err
 }
 
 // Settle is tree.Upstream's.
-func (c *Client) Settle(ctx context.Context, s *tree.Store) error {
+func (c *Client) Settle(ctx context.Context, e *local.Entry) error {
 	p := &c.push
-	synced := false
+	if err := c.cache.Local().Sync(e); err != nil {
+		return err
+	}
 	for {
 		p.mu.Lock()
-		e, queued := p.find(s)
 		moved := p.moved
-		over := e == nil || e.decided && applied(e.out)
-		var seq uint64
-		var full later
-		if e != nil && !queued {
-			seq, full = e.seq, e.later
+		s := p.st[e.ID]
+		over := s != nil && s.decided && applied(s.out)
+		var l later
+		if s != nil {
+			l = s.later
 		}
 		p.mu.Unlock()
-		if over {
+		if over || e.Back() != 0 || e.Gone() {
 			return nil
 		}
-		if seq != 0 && !synced {
-			synced = true
-			if err := c.out.sync(seq); err != nil {
-				return err
-			}
-		}
-		if full.wait > 0 {
-			return full.errno // kept here until the master has room
+		if l.errno != 0 {
+			return l.errno // kept here until the master takes it
 		}
 		_, up, changed := c.watchState()
-		if synced && up == nil {
+		if up == nil {
 			return nil // kept here until the master is back
 		}
 		select {
@@ -137,41 +184,22 @@ func (c *Client) Settle(ctx context.Context, s *tree.Store) error {
 	}
 }
 
-// find is a store's entry. The caller holds mu.
-func (p *pusher) find(s *tree.Store) (e *entry, queued bool) {
-	for _, e := range p.queue {
-		if e.store == s {
-			return e, true
-		}
-	}
-	for _, e := range p.sent {
-		if e.store == s {
-			return e, false
-		}
-	}
-	return nil, false
-}
-
 // drain waits until the master has decided on everything and what it took has
-// come back.
+// come back. The errno of what it refuses, when nothing else is left.
 func (c *Client) drain(ctx context.Context) error {
 	p := &c.push
-	for {
+	for at := uint64(0); ; {
 		cursor := c.cache.Moved()
-		at, _ := c.cache.Cursor()
 		p.mu.Lock()
-		left := len(p.queue)
-		for _, e := range p.sent {
-			// What was refused is here until its bytes are in a safe place. What
-			// turned out to change nothing has a position but does not come back.
-			if !e.decided || !applied(e.out) || !e.returned && e.out.Pos > at {
-				left++
-			}
-		}
 		moved := p.moved
 		p.mu.Unlock()
-		if left == 0 {
-			return nil
+		next, refused := c.unsettled(at)
+		if next == nil {
+			return refused
+		}
+		at = next.ID - 1
+		if refused != nil {
+			at = 0
 		}
 		_, up, changed := c.watchState()
 		if up == nil {
@@ -186,5 +214,36 @@ func (c *Client) drain(ctx context.Context) error {
 		case <-c.ctx.Done():
 			return syscall.ESHUTDOWN
 		}
+	}
+}
+
+// unsettled is the first change behind an ID that is on its way to the master.
+// Those that it refuses are not; refused says why the first of them was.
+func (c *Client) unsettled(id uint64) (first *local.Entry, refused error) {
+	p := &c.push
+	for {
+		es := c.cache.Local().From(id, 1024)
+		if len(es) == 0 {
+			return nil, refused
+		}
+		p.mu.Lock()
+		for _, e := range es {
+			id = e.ID
+			if e.Back() != 0 || e.Gone() {
+				continue
+			}
+			if s := p.st[e.ID]; s != nil && s.later.errno != 0 {
+				if refused == nil {
+					refused = &refusedError{s.later.errno, s.later.reason}
+				}
+				continue
+			}
+			if refused != nil && p.again[e.ID] {
+				continue // it depends on what is refused
+			}
+			p.mu.Unlock()
+			return e, refused
+		}
+		p.mu.Unlock()
 	}
 }

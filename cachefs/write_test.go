@@ -233,9 +233,10 @@ func TestDisconnected(t *testing.T) {
 		t.Fatal(s, err)
 	}
 	before := time.Now()
-	if _, err := c.Mkdir(ctx, nil, kml.RootOID, "d", 0o700); !errors.Is(err, syscall.EHOSTDOWN) {
-		t.Fatal(err)
-	}
+	d, err := c.Mkdir(ctx, nil, kml.RootOID, "d", 0o700)
+	must(t, err)
+	_, err = c.Mkdir(ctx, nil, d.OID, "e", 0o700)
+	must(t, err)
 	if _, err := readFile(ctx, c, "absent"); !errors.Is(err, syscall.EHOSTDOWN) {
 		t.Fatal(err)
 	}
@@ -302,6 +303,7 @@ func TestConflictCopy(t *testing.T) {
 	ctx := ctxOf(t)
 	must(t, writeFile(ctx, a, "f.txt", "base"))
 	must(t, a.Sync(ctx))
+	must(t, b.Sync(ctx)) // what it has not seen it does not write over
 	fa, err := a.Lookup(ctx, nil, kml.RootOID, "f.txt")
 	must(t, err)
 	h, err := a.Open(ctx, nil, fa.OID, os.O_RDWR)
@@ -516,5 +518,26 @@ func TestLargeFileWithHoles(t *testing.T) {
 	must(t, err)
 	if len(got) != 64<<20+3 || string(got[64<<20:]) != "END" || string(got[40<<20:40<<20+6]) != "middle" {
 		t.Error(len(got))
+	}
+}
+
+func TestConflictName(t *testing.T) {
+	at := time.Date(2026, 11, 21, 6, 42, 27, 0, time.UTC)
+	for _, x := range []struct {
+		name string
+		n    int
+		want string
+	}{
+		{"a.txt", 1, "a (conflict, h, 2026-11-21 06.42.27).txt"},
+		{"a", 2, "a (conflict, h, 2026-11-21 06.42.27 2)"},
+		{".profile", 1, ".profile (conflict, h, 2026-11-21 06.42.27)"},
+		{"a (conflict, g, 2025-01-01 00.00.00).txt", 1, "a (conflict, h, 2026-11-21 06.42.27).txt"},
+		{"a (conflict, g, 2025-01-01 00.00.00)", 1, "a (conflict, h, 2026-11-21 06.42.27)"},
+		{"a (conflict, g, 2025-01-01 00.00.00 3)", 1, "a (conflict, h, 2026-11-21 06.42.27)"},
+		{strings.Repeat("x", 255), 1, strings.Repeat("x", 255-35) + " (conflict, h, 2026-11-21 06.42.27)"},
+	} {
+		if got := conflictName(x.name, "h", at, x.n); got != x.want || len(got) > 255 {
+			t.Errorf("%q: %q, want %q", x.name, got, x.want)
+		}
 	}
 }

@@ -149,9 +149,9 @@ func (s Status) String() string {
 type Outcome struct {
 	Seq    uint64 // the record's number at its site
 	Status Status
-	Pos    kml.Position
-	Errno  uint32 // of Linux
-	Reason string // for people; at most 64 KiB - 1, what is longer is cut
+	Pos    kml.Position // Applied, Duplicate: where; else the end of the log it was held against
+	Errno  uint32       // of Linux
+	Reason string       // for people; at most 64 KiB - 1, what is longer is cut
 }
 
 // Result answers a Batch, an outcome for each record that was decided, in

@@ -17,12 +17,14 @@
 // All integers are little-endian. The kinds, and their bodies:
 //
 //	1 a change       u64 ID, u64 position of the master it was made at, u64 ID
-//	                 of the change whose contents it replaces (or 0), u8 1 when
-//	                 it has contents, record as in package kml, without origin
+//	                 of the own change whose contents it replaces (or 0), u64 ID
+//	                 of the one whose contents its victim has (or 0), u8 1 when it
+//	                 has contents, record as in package kml, without origin
 //	2 it is frozen   u64 ID, record as it is sent
 //	3 it is done     u64 ID
 //	4 numbers are used below u64
 //	5 it is thawed   u64 ID: refused, and to be sent under another number
+//	6 a group        entries, all of which count or none
 //
 // A change that comes again under its ID replaces the one before. What follows
 // the last whole entry was being written by a process that was killed, and is
@@ -31,7 +33,7 @@
 // The order of changes is that of their IDs. IDs leave room between them, so
 // that a change can be put in the middle.
 //
-// All methods of a Log may be called at the same time. An Entry's ID, At, and
-// After never change; Rec and Raw are replaced and never written to, under the
+// All methods of a Log may be called at the same time. An Entry's ID, At,
+// After and Over never change; Rec and Raw are replaced and never written to, under the
 // log's lock: Entry.Now gives both.
 package local

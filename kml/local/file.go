@@ -19,9 +19,11 @@ const (
 	kindDone   = 3
 	kindNext   = 4
 	kindThawed = 5
+	kindGroup  = 6
+	maxGroup   = 256 << 20
 
 	headLen   = 9
-	changeLen = 25 // before the record
+	changeLen = 33 // before the record
 	magic     = "mezzolo1"
 	rewriteAt = 1 << 20
 )
@@ -63,7 +65,7 @@ func parseEntry(b []byte) (kind byte, body []byte, ok bool) {
 		return 0, nil, false
 	}
 	n := binary.LittleEndian.Uint32(b)
-	if n > kml.MaxRecord+changeLen || int(n) > len(b)-headLen {
+	if n > maxGroup || int(n) > len(b)-headLen {
 		return 0, nil, false
 	}
 	rest := b[8 : headLen+int(n)]
@@ -83,12 +85,13 @@ func appendEntry(b []byte, kind byte, body []byte) []byte {
 }
 
 // appendChange appends a change, without its origin.
-func appendChange(b []byte, e *Entry) ([]byte, error) {
-	r := *e.rec
+func appendChange(b []byte, e *Entry, rec *kml.Record) ([]byte, error) {
+	r := *rec
 	r.Origin = kml.Origin{}
 	head := word(e.ID)
 	head = binary.LittleEndian.AppendUint64(head, uint64(e.At))
 	head = binary.LittleEndian.AppendUint64(head, e.After)
+	head = binary.LittleEndian.AppendUint64(head, e.Over)
 	data := byte(0)
 	if e.Data {
 		data = 1
@@ -113,8 +116,21 @@ func parseRecord(b []byte) (*kml.Record, error) {
 
 // read takes up one entry of the file.
 func (l *Log) read(kind byte, body []byte) error {
-	if kind < kindChange || kind > kindThawed {
+	if kind < kindChange || kind > kindGroup {
 		return fmt.Errorf("entry of kind %d: %w", kind, kml.ErrNewer)
+	}
+	if kind == kindGroup {
+		for len(body) > 0 {
+			kind, one, ok := parseEntry(body)
+			if !ok || kind == kindGroup {
+				return kml.ErrCorrupt
+			}
+			if err := l.read(kind, one); err != nil {
+				return err
+			}
+			body = body[headLen+len(one):]
+		}
+		return nil
 	}
 	if len(body) < 8 || kind == kindChange && len(body) < changeLen {
 		return kml.ErrCorrupt
@@ -160,7 +176,7 @@ func (l *Log) readChange(e *Entry, id uint64, body []byte) error {
 		return nil
 	}
 	le := binary.LittleEndian
-	l.take(&Entry{ID: id, At: kml.Position(le.Uint64(body[8:])), After: le.Uint64(body[16:]), Data: body[24] == 1, rec: r})
+	l.take(&Entry{ID: id, At: kml.Position(le.Uint64(body[8:])), After: le.Uint64(body[16:]), Over: le.Uint64(body[24:]), Data: body[32] == 1, rec: r})
 	return nil
 }
 
@@ -181,7 +197,7 @@ func (l *Log) rewrite() error {
 		if e.gone {
 			continue
 		}
-		if buf, err = appendChange(buf, e); err != nil {
+		if buf, err = appendChange(buf, e, e.rec); err != nil {
 			return err
 		}
 		if e.raw != nil {

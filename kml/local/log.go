@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
@@ -20,13 +21,21 @@ type Entry struct {
 	ID    uint64       // place in the log
 	At    kml.Position // of the master, where the change was made
 	After uint64       // the own change whose contents this one replaces, or 0
+	Over  uint64       // the own change whose contents the victim has, or 0
 	Data  bool         // its contents are at Log.Path(ID)
 
 	l    *Log
 	rec  *kml.Record
 	raw  []byte // as it is sent; nil: not frozen
 	gone bool
+	back atomic.Uint64 // the position it came back at
 }
+
+// Back is the position at which the change came back from the master, or 0.
+func (e *Entry) Back() kml.Position { return kml.Position(e.back.Load()) }
+
+// SetBack says that the change came back, or (0) that it has to be sent again.
+func (e *Entry) SetBack(pos kml.Position) { e.back.Store(uint64(pos)) }
 
 // New is a change that is not in a log yet.
 func New(r *kml.Record) *Entry { return &Entry{rec: r} }
@@ -62,22 +71,23 @@ const idStep = 1 << 16
 type Log struct {
 	dir string
 
-	mu     sync.Mutex
-	f      *os.File
-	end    int64
-	dead   int64  // bytes of the file that say nothing any more
-	next   uint64 // the next number
-	lastID uint64
-	list   []*Entry // by ID; gone ones are taken out now and then
-	gone   int      // of list
-	byID   map[uint64]*Entry
-	bySeq  map[uint64]*Entry
-	after  map[uint64][]*Entry // by Entry.After, those not frozen
+	mu      sync.Mutex
+	f       *os.File
+	end     int64
+	dead    int64  // bytes of the file that say nothing any more
+	next    uint64 // the next number
+	lastID  uint64
+	list    []*Entry // by ID; gone ones are taken out now and then
+	gone    int      // of list
+	byID    map[uint64]*Entry
+	bySeq   map[uint64]*Entry
+	pending map[uint64]bool     // IDs that are reserved
+	after   map[uint64][]*Entry // by Entry.After and Over
 }
 
 // Open opens the log in dir, which must exist, or makes one there.
 func Open(dir string) (*Log, error) {
-	l := &Log{dir: dir, next: 1, byID: make(map[uint64]*Entry), bySeq: make(map[uint64]*Entry), after: make(map[uint64][]*Entry)}
+	l := &Log{dir: dir, next: 1, byID: make(map[uint64]*Entry), bySeq: make(map[uint64]*Entry), after: make(map[uint64][]*Entry), pending: make(map[uint64]bool)}
 	f, err := os.OpenFile(filepath.Join(dir, "log"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
@@ -117,11 +127,24 @@ func (l *Log) dropStray() error {
 func (l *Log) Path(id uint64) string { return filepath.Join(l.dir, fmt.Sprintf("%016x", id)) }
 
 // Reserve gives an ID for a change whose contents are put at its Path before it
-// is appended.
+// is appended, or released. No change behind it is seen by From meanwhile.
 func (l *Log) Reserve() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.reserve()
+	id := l.reserve()
+	l.pending[id] = true
+	return id
+}
+
+// Release gives an ID up that was reserved and not appended, with what there is
+// of its contents.
+func (l *Log) Release(id uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.pending[id] {
+		delete(l.pending, id)
+		_ = os.Remove(l.Path(id)) // the next start looks again
+	}
 }
 
 func (l *Log) reserve() uint64 {
@@ -160,6 +183,65 @@ func (l *Log) IDsAfter(id uint64, n int) []uint64 {
 	return ids
 }
 
+// IDBefore is an ID right in front of a change; 0 when there is no room.
+func (l *Log) IDBefore(id uint64) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i, _ := slices.BinarySearchFunc(l.list, id, compareID)
+	last := uint64(0)
+	if i > 0 {
+		last = l.list[i-1].ID
+	}
+	if last+1 >= id {
+		return 0
+	}
+	return last + 1
+}
+
+// Exchange forgets changes and adds others, which have their IDs, in one step.
+func (l *Log) Exchange(out, in []*Entry) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var buf []byte
+	var err error
+	for _, e := range in {
+		if buf, err = appendChange(buf, e, e.rec); err != nil {
+			return err
+		}
+	}
+	for _, e := range out {
+		if !e.gone {
+			buf = appendEntry(buf, kindDone, word(e.ID))
+		}
+	}
+	if err := l.write(appendEntry(nil, kindGroup, buf)); err != nil {
+		return err
+	}
+	fault.Point("local.exchanged")
+	for _, e := range in {
+		l.take(e)
+	}
+	return l.drop(out)
+}
+
+// drop takes changes that are done out of memory, and their contents away.
+func (l *Log) drop(es []*Entry) error {
+	var errs []error
+	for _, e := range es {
+		if e.gone {
+			continue
+		}
+		l.forget(e)
+		if e.Data {
+			if err := os.Remove(l.Path(e.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	l.compact()
+	return errors.Join(errs...)
+}
+
 func compareID(e *Entry, id uint64) int {
 	switch {
 	case e.ID < id:
@@ -175,7 +257,7 @@ func (l *Log) put(es []*Entry) error {
 	var buf []byte
 	var err error
 	for _, e := range es {
-		if buf, err = appendChange(buf, e); err != nil {
+		if buf, err = appendChange(buf, e, e.rec); err != nil {
 			return err
 		}
 	}
@@ -194,14 +276,17 @@ func (l *Log) take(e *Entry) {
 	e.l = l
 	l.lastID = max(l.lastID, e.ID)
 	l.byID[e.ID] = e
+	delete(l.pending, e.ID)
 	if n := len(l.list); n == 0 || l.list[n-1].ID < e.ID {
 		l.list = append(l.list, e)
 	} else {
 		i, _ := slices.BinarySearchFunc(l.list, e.ID, compareID)
 		l.list = slices.Insert(l.list, i, e)
 	}
-	if e.After != 0 {
-		l.after[e.After] = append(l.after[e.After], e)
+	for _, id := range [...]uint64{e.After, e.Over} {
+		if id != 0 {
+			l.after[id] = append(l.after[id], e)
+		}
 	}
 }
 
@@ -219,9 +304,7 @@ func (l *Log) Replace(e *Entry, r *kml.Record) error {
 }
 
 func (l *Log) replace(e *Entry, r *kml.Record) error {
-	n := *e
-	n.rec = r
-	buf, err := appendChange(nil, &n)
+	buf, err := appendChange(nil, e, r)
 	if err != nil {
 		return err
 	}
@@ -271,11 +354,15 @@ func (l *Log) Freeze(site kml.SiteID, es []*Entry, prepare func(e *Entry, r *kml
 		r := *e.rec
 		r.Origin = kml.Origin{Site: site, Seq: first + uint64(i)}
 		seqs[e.ID] = r.Origin.Seq
-		if s, ok := seqs[e.After]; ok {
-			r.Base = kml.Base{Seq: s}
-		} else if b := l.byID[e.After]; b != nil && b.raw != nil {
-			r.Base = kml.Base{Seq: b.rec.Origin.Seq}
+		base := func(to *kml.Base, id uint64) {
+			if s, ok := seqs[id]; ok {
+				*to = kml.Base{Seq: s}
+			} else if b := l.byID[id]; b != nil && b.raw != nil {
+				*to = kml.Base{Seq: b.rec.Origin.Seq}
+			}
 		}
+		base(&r.Base, e.After)
+		base(&r.VictimBase, e.Over)
 		out[i].rec = &r
 	}
 	l.mu.Unlock()
@@ -353,7 +440,11 @@ func (l *Log) Done(rebase kml.Base, es ...*Entry) error {
 				continue
 			}
 			r := *d.rec
-			r.Base = base
+			if d.After == e.ID {
+				r.Base = base
+			} else {
+				r.VictimBase = base
+			}
 			if err := l.replace(d, &r); err != nil {
 				return err
 			}
@@ -366,18 +457,9 @@ func (l *Log) Done(rebase kml.Base, es ...*Entry) error {
 	if err := l.write(buf); err != nil {
 		return err
 	}
-	for _, e := range es {
-		if e.gone {
-			continue
-		}
-		l.forget(e)
-		if e.Data {
-			if err := os.Remove(l.Path(e.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-		}
+	if err := l.drop(es); err != nil {
+		return err
 	}
-	l.compact()
 	if l.end > rewriteAt && l.dead > l.end/2 {
 		return l.rewrite()
 	}
@@ -396,11 +478,12 @@ func (l *Log) forget(e *Entry) {
 	if e.raw != nil && l.bySeq[e.rec.Origin.Seq] == e {
 		delete(l.bySeq, e.rec.Origin.Seq)
 	}
-	if ds := l.after[e.After]; len(ds) > 0 {
-		if ds = slices.DeleteFunc(ds, func(d *Entry) bool { return d == e }); len(ds) == 0 {
-			delete(l.after, e.After)
+	for _, id := range [...]uint64{e.After, e.Over} {
+		ds := slices.DeleteFunc(l.after[id], func(d *Entry) bool { return d == e })
+		if len(ds) == 0 {
+			delete(l.after, id)
 		} else {
-			l.after[e.After] = ds
+			l.after[id] = ds
 		}
 	}
 }
@@ -418,7 +501,7 @@ func (l *Log) compact() {
 	}
 }
 
-// Entries are all changes, in order.
+// Entries are all changes, in order, as From has them.
 func (l *Log) Entries() []*Entry { return l.From(0, -1) }
 
 // From is up to n changes behind that of an ID, in order; all with n < 0.
@@ -429,8 +512,12 @@ func (l *Log) From(id uint64, n int) []*Entry {
 	if found {
 		i++
 	}
+	limit := uint64(1<<64 - 1)
+	for id := range l.pending {
+		limit = min(limit, id)
+	}
 	var out []*Entry
-	for ; i < len(l.list) && (n < 0 || len(out) < n); i++ {
+	for ; i < len(l.list) && l.list[i].ID < limit && (n < 0 || len(out) < n); i++ {
 		if !l.list[i].gone {
 			out = append(out, l.list[i])
 		}

@@ -95,6 +95,29 @@ func TestModel(t *testing.T) {
 					t.Fatal("not in its place")
 				}
 			},
+			"exchange": func(t *rapid.T) {
+				old := some(t, rapid.Bool().Draw(t, "frozen"))
+				e := New(rec("instead"))
+				e.ID = l.IDsAfter(old.ID, 1)[0]
+				fail(l.Exchange([]*Entry{old}, []*Entry{e}))
+				if !old.Gone() || l.Get(e.ID) != e {
+					t.Fatal("not exchanged")
+				}
+			},
+			"before": func(t *rapid.T) {
+				at := some(t, rapid.Bool().Draw(t, "frozen"))
+				id := l.IDBefore(at.ID)
+				if id == 0 {
+					t.Skip("no room")
+				}
+				e := New(rec("before"))
+				e.ID = id
+				fail(l.Append(e))
+				all := l.Entries()
+				if i := slices.Index(all, at); all[i-1] != e {
+					t.Fatal("not in its place")
+				}
+			},
 			"freeze": func(t *rapid.T) {
 				e := some(t, false)
 				fail(l.Freeze(3, []*Entry{e}, nil))

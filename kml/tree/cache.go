@@ -17,10 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/kml"
+	"github.com/mezzofs/mezzo/kml/local"
 )
 
 // Upstream is what a Cache asks of its owner. Its methods may be called at the
-// same time; except Queue they are called without a lock of the cache held and
+// same time; except Changed they are called without a lock of the cache held and
 // may wait until ctx ends. EHOSTDOWN says that the master cannot be reached.
 type Upstream interface {
 	// List brings the entries of a folder into the cache (see Fill), so that
@@ -30,12 +31,12 @@ type Upstream interface {
 	Find(ctx context.Context, oid kml.OID) error
 	// OpenVersion opens the present version of a file's contents.
 	OpenVersion(ctx context.Context, oid kml.OID) (Source, error)
-	// Queue takes a store that was cut. It keeps the order of calls, does not
-	// block and does not call the cache.
-	Queue(s *Store)
-	// Settle waits until s is kept so that a crash of the machine does not lose
-	// it, and, while the master can be reached, has been taken by it.
-	Settle(ctx context.Context, s *Store) error
+	// Changed says that the local log has grown. It does not block and does not
+	// call the cache.
+	Changed()
+	// Settle waits until a store is kept so that a crash of the machine does not
+	// lose it, and, while the master can be reached, has been taken by it.
+	Settle(ctx context.Context, e *local.Entry) error
 }
 
 // Source is one version of a file's contents at the master.
@@ -81,9 +82,10 @@ func (o *CacheOptions) fill() {
 	}
 }
 
-// Cache is the journaled tree of an on-demand client. The index is the truth
-// for names, attributes and xattrs; what is present of the bytes is in files
-// named by oid and version:
+// Cache is the journaled tree of an on-demand client. What it shows is the
+// master's tree at the cursor, which the index has, with the changes of the local
+// log on top (see view). Names, attributes and xattrs are there; what is present
+// of the bytes is in files named by oid and version:
 //
 //	objects/xx/OID.VERSION  the bytes of one version of the master's, or some
 //	objects/xx/OID.local    bytes that were written here and have not come back
@@ -91,8 +93,12 @@ func (o *CacheOptions) fill() {
 // A file of a version never changes its bytes, so an index that is older or
 // newer than the files only means that something is fetched again.
 //
-// Lock order: amu, cacheObject.mu, Upstream.Queue's and the index's. A handle's
-// mu comes before them.
+// A change made here is in the local log before it is visible. It leaves the view
+// when it has come back in the master's log, in the same moment in which the
+// index takes it up, and the local log when it is durable there.
+//
+// Lock order: amu, cacheObject.mu, view.mu, the local log's and the index's. A
+// handle's mu comes before them.
 type Cache struct {
 	dir    string
 	opt    CacheOptions
@@ -101,6 +107,8 @@ type Cache struct {
 
 	state   *State
 	index   atomic.Pointer[Index]
+	log     *local.Log
+	view    *view
 	dirty   *Slots
 	locks   *lockTable
 	objects cacheObjects
@@ -149,7 +157,7 @@ func OpenCache(dir string, o CacheOptions) (*Cache, error) {
 	if r := st.Fileset().Role; r != RoleCache {
 		return nil, errors.Join(fmt.Errorf("%s: is a %s, not a cache; give an empty folder", dir, r), st.Close())
 	}
-	c := &Cache{dir: dir, opt: o, logger: o.Logger, up: o.Upstream, state: st,
+	c := &Cache{dir: dir, opt: o, logger: o.Logger, up: o.Upstream, state: st, view: newView(),
 		moved: make(chan struct{}), kick: make(chan struct{}, 1)}
 	// The cache lives until Close, whatever the context of who opened it.
 	c.ctx, c.cancel = context.WithCancel(context.Background())
@@ -161,7 +169,7 @@ func OpenCache(dir string, o CacheOptions) (*Cache, error) {
 }
 
 func (c *Cache) openParts() error {
-	for _, d := range []string{"objects", "stage", "outbox", "conflicts"} {
+	for _, d := range []string{"objects", "stage", "local", "conflicts"} {
 		if err := os.MkdirAll(c.state.Path(d), 0o700); err != nil {
 			return err
 		}
@@ -187,6 +195,12 @@ func (c *Cache) openParts() error {
 		return err
 	}
 	if err := c.checkClean(); err != nil {
+		return err
+	}
+	if c.log, err = local.Open(c.state.Path("local")); err != nil {
+		return err
+	}
+	if err := c.restoreLocal(); err != nil {
 		return err
 	}
 	return c.restoreDirty()
@@ -275,6 +289,9 @@ func (c *Cache) closeParts() error {
 	if c.dirty != nil {
 		errs = append(errs, c.dirty.Close())
 	}
+	if c.log != nil {
+		errs = append(errs, c.log.Close())
+	}
 	return errors.Join(append(errs, c.state.Close())...)
 }
 
@@ -325,18 +342,30 @@ func (c *Cache) advance(pos kml.Position, crc uint32) {
 	c.moved = make(chan struct{})
 }
 
-// Names is every name an object has here; none when it is not known.
-func (c *Cache) Names(oid kml.OID) []Name { return c.index.Load().Names(oid) }
+// Object is an object as it is shown here; ErrNotFound when it is not known. It
+// must not be changed.
+func (c *Cache) Object(oid kml.OID) (*Object, error) { return c.get(oid) }
 
-// Object is what the index holds of an object; ErrNotFound when it is not here.
-// It must not be changed.
-func (c *Cache) Object(oid kml.OID) (*Object, error) { return c.index.Load().Get(oid) }
-
-// Child is what a name in a folder holds, as far as it is here.
+// Child is what a name in a folder holds, as far as it is known here.
 func (c *Cache) Child(parent kml.OID, name string) (kml.OID, bool) {
+	return c.child(Name{parent, name})
+}
+
+// MasterObject, MasterChild and MasterNames are the same in the master's tree as
+// of the cursor, without what was changed here.
+func (c *Cache) MasterObject(oid kml.OID) (*Object, error) { return c.index.Load().Get(oid) }
+
+// MasterChild is what a name in a folder holds at the master.
+func (c *Cache) MasterChild(parent kml.OID, name string) (kml.OID, bool) {
 	oid, _, ok := c.index.Load().Child(parent, name)
 	return oid, ok
 }
+
+// MasterNames is every name an object has at the master.
+func (c *Cache) MasterNames(oid kml.OID) []Name { return c.index.Load().Names(oid) }
+
+// Flushed is the position up to which the index would be after a crash.
+func (c *Cache) Flushed() kml.Position { return c.index.Load().Flushed() }
 
 // Origin tells whether a record of a site has been applied, and where.
 func (c *Cache) Origin(o kml.Origin) (pos kml.Position, ok bool) {

@@ -12,40 +12,52 @@ import (
 
 	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
+	"github.com/mezzofs/mezzo/kml/local"
 )
 
 // Apply brings the cache from one position to the next: r is the master's
-// record behind the cursor, crc the chain's CRC after it, door who here made
-// it. A record at or before the cursor changes nothing.
-func (c *Cache) Apply(r *kml.Record, crc uint32, door Door) error {
+// record behind the cursor, crc the chain's CRC after it. A record at or before
+// the cursor changes nothing. A change of our own that comes back goes from the
+// view into the index; it is returned, and stays in the local log.
+func (c *Cache) Apply(r *kml.Record, crc uint32) (own *local.Entry, err error) {
 	c.amu.Lock()
 	defer c.amu.Unlock()
 	if at, _ := c.Cursor(); r.Pos <= at {
-		return nil
+		return nil, nil
+	}
+	if r.Origin.Site != 0 && r.Origin.Site == c.state.Fileset().Site {
+		own = c.log.Sent(r.Origin.Seq)
+	}
+	back := own
+	if back != nil && back.Back() != 0 {
+		back = nil // it is in the index already
 	}
 	var changes []Change
-	var err error
 	switch r.Op {
 	case kml.OpStore:
-		changes, err = c.applyStore(r, crc)
+		changes, err = c.applyStore(r, crc, back)
 	case kml.OpUnlink, kml.OpRmdir, kml.OpRename:
-		changes, err = c.applyRemoving(r, crc)
+		changes, err = c.applyRemoving(r, crc, back)
+	case kml.OpCreate:
+		changes, err = c.applyCreate(r, crc, back)
 	default:
-		changes, err = c.applyToIndex(r, crc, nil)
+		changes, err = c.applyToIndex(r, crc, back, nil)
 	}
 	if err != nil {
-		return fmt.Errorf("record %v: %w", r.Pos, err)
+		return nil, fmt.Errorf("record %v: %w", r.Pos, err)
 	}
 	fault.Point("cache.applied")
+	if own != nil {
+		own.SetBack(r.Pos)
+	}
 	if c.fills > 0 {
 		c.recent = append(c.recent, r)
 	}
 	for _, ch := range changes {
-		ch.Door = door
 		c.watch.emit(ch)
 	}
 	c.advance(r.Pos, crc)
-	return nil
+	return own, nil
 }
 
 // Skip moves the cursor over a record that says nothing of the tree.
@@ -63,29 +75,73 @@ func (c *Cache) Skip(pos kml.Position, crc uint32) error {
 	return err
 }
 
-func (c *Cache) applyToIndex(r *kml.Record, crc uint32, more func(b *Batch) error) (changes []Change, err error) {
-	err = c.index.Load().Update(func(b *Batch) error {
-		var err error
-		if changes, err = applyRecord(b, r, true); err != nil {
-			return err
-		}
-		if more != nil {
-			if err := more(b); err != nil {
+// applyToIndex puts a record into the index; own is the change made here that it
+// is, which leaves the view.
+func (c *Cache) applyToIndex(r *kml.Record, crc uint32, own *local.Entry, more func(b *Batch) error) (changes []Change, err error) {
+	up := func() error {
+		return c.index.Load().Update(func(b *Batch) error {
+			var err error
+			if changes, err = applyRecord(b, r, true); err != nil {
 				return err
 			}
+			if more != nil {
+				if err := more(b); err != nil {
+					return err
+				}
+			}
+			b.SetCursor(r.Pos)
+			b.SetCursorCRC(crc)
+			return nil
+		})
+	}
+	if own == nil {
+		return changes, up()
+	}
+	was := own.Rec()
+	return c.review([]*kml.Record{was, r}, func() error {
+		if err := up(); err != nil {
+			return err
 		}
-		b.SetCursor(r.Pos)
-		b.SetCursorCRC(crc)
+		c.view.remove(own, was)
 		return nil
 	})
-	return changes, err
+}
+
+// applyCreate makes a file. One made here keeps what its readers have.
+func (c *Cache) applyCreate(r *kml.Record, crc uint32, own *local.Entry) ([]Change, error) {
+	if own == nil {
+		return c.applyToIndex(r, crc, nil, nil)
+	}
+	o := c.objects.acquire(r.OID)
+	defer c.objects.release(o)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	changes, err := c.applyToIndex(r, crc, own, func(b *Batch) error {
+		obj, err := b.Get(r.OID)
+		if err != nil {
+			return ignore(err, ErrNotFound)
+		}
+		n := *obj
+		n.Content = madeContent | own.ID
+		return b.Put(&n)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if o.local && o.after == own.ID {
+		o.base, o.after = kml.Base{Pos: r.Pos}, 0
+	}
+	if !o.local {
+		c.dropVersion(o, 0)
+	}
+	return changes, nil
 }
 
 // applyStore replaces contents. A store of our own that comes back brings
 // attributes: its bytes are here, and become those of the version. Any other
 // leaves a hole, unless bytes written here are on their way: the master will
 // say what becomes of them.
-func (c *Cache) applyStore(r *kml.Record, crc uint32) ([]Change, error) {
+func (c *Cache) applyStore(r *kml.Record, crc uint32, own *local.Entry) ([]Change, error) {
 	o := c.objects.acquire(r.OID)
 	defer c.objects.release(o)
 	o.mu.Lock()
@@ -97,13 +153,13 @@ func (c *Cache) applyStore(r *kml.Record, crc uint32) ([]Change, error) {
 	if err != nil {
 		return nil, err
 	}
-	own := false
-	if r.Origin.Site == c.state.Fileset().Site {
-		own = c.cameBack(o, r.Origin.Seq)
+	if own != nil {
+		o.wait = slices.DeleteFunc(o.wait, func(e *local.Entry) bool { return e == own })
+		o.base, o.after = kml.Base{Pos: r.Pos}, 0 // what is written here is on top of it
 	}
-	home := own && o.local && o.settled()
-	stays := own && o.local
-	changes, err := c.applyToIndex(r, crc, func(b *Batch) error {
+	home := own != nil && o.local && o.settled()
+	stays := own != nil && o.local
+	changes, err := c.applyToIndex(r, crc, own, func(b *Batch) error {
 		obj, err := b.Get(r.OID)
 		if err != nil || obj.DataVersion != r.Pos {
 			return ignore(err, ErrNotFound)
@@ -131,6 +187,9 @@ func (c *Cache) applyStore(r *kml.Record, crc uint32) ([]Change, error) {
 		c.dropVersion(o, old.DataVersion)
 		o.leave(old)
 	}
+	if own != nil && own.Data && r.Attr.Size > keepPicture {
+		_ = os.Remove(c.log.Path(own.ID)) // the version has the bytes
+	}
 	if stays {
 		for i := range changes {
 			changes[i].Kind &^= ChangeData // readers here have seen it
@@ -139,18 +198,12 @@ func (c *Cache) applyStore(r *kml.Record, crc uint32) ([]Change, error) {
 	return changes, nil
 }
 
-// cameBack takes the store of a number off those o waits for.
-func (c *Cache) cameBack(o *cacheObject, seq uint64) bool {
-	i := slices.IndexFunc(o.wait, func(s *Store) bool { return s.seq == seq })
-	if i < 0 {
-		return false
-	}
-	o.wait = slices.Delete(o.wait, i, i+1)
-	return true
-}
+// keepPicture is the size up to which the bytes of a store stay in the local log
+// until it is done.
+const keepPicture = 1 << 20
 
 // applyRemoving applies what may take an object's last name.
-func (c *Cache) applyRemoving(r *kml.Record, crc uint32) ([]Change, error) {
+func (c *Cache) applyRemoving(r *kml.Record, crc uint32, own *local.Entry) ([]Change, error) {
 	oid := r.OID
 	if r.Op == kml.OpRename {
 		oid = 0
@@ -163,27 +216,29 @@ func (c *Cache) applyRemoving(r *kml.Record, crc uint32) ([]Change, error) {
 		return nil, err
 	}
 	if err != nil {
-		return c.applyToIndex(r, crc, nil)
+		return c.applyToIndex(r, crc, own, nil)
 	}
-	changes, err := c.applyToIndex(r, crc, nil)
+	changes, err := c.applyToIndex(r, crc, own, nil)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := c.index.Load().Get(oid); err == nil {
 		return changes, nil
 	}
+	if own == nil {
+		c.view.lose(old)
+	}
 	o := c.objects.acquire(oid)
 	defer c.objects.release(o)
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	gone := *old
-	gone.Attr.Nlink, gone.Ctime = 0, r.Time
-	o.gone = &gone
-	switch {
-	case !o.local:
+	if o.gone == nil {
+		gone := *old
+		gone.Attr.Nlink, gone.Ctime = 0, r.Time
+		o.gone = &gone
+	}
+	if !o.local {
 		_ = unix.Unlink(c.objectPath(oid, old.DataVersion))
-	case r.Origin.Site == c.state.Fileset().Site:
-		o.names = nil // removed here: the bytes go when the last handle does
 	}
 	return changes, nil
 }
@@ -418,7 +473,7 @@ func (t *cacheObjects) each(f func(o *cacheObject)) {
 // object is what the cache knows of oid, found at the master when it does not.
 func (c *Cache) object(ctx context.Context, oid kml.OID) (*Object, error) {
 	for range maxCacheRetry {
-		obj, err := c.index.Load().Get(oid)
+		obj, err := c.get(oid)
 		if !errors.Is(err, ErrNotFound) {
 			return obj, err
 		}
@@ -430,6 +485,9 @@ func (c *Cache) object(ctx context.Context, oid kml.OID) (*Object, error) {
 			if gone != nil {
 				return gone, nil
 			}
+		}
+		if c.removed(oid) {
+			return nil, syscall.ESTALE
 		}
 		if err := c.up.Find(ctx, oid); err != nil {
 			return nil, err

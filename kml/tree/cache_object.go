@@ -15,6 +15,7 @@ import (
 
 	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
+	"github.com/mezzofs/mezzo/kml/local"
 )
 
 // cacheObjects holds what is shared by the handles of an object, and what was
@@ -31,21 +32,21 @@ type cacheObject struct {
 	refs int // guarded by cacheObjects.mu
 
 	mu     sync.RWMutex
-	local  bool         // OID.local has the bytes, and is ahead of the master
-	dirty  bool         // written since the last cut
-	slots  []int        // of the dirty table
-	base   kml.Base     // the version that was here when it became local
-	wait   []*Store     // cut, and not come back yet
-	gen    uint64       // counts replacements of the inode that all handles follow
-	era    *era         // of contents that readers keep: another one with a newer version
-	append sync.Mutex   // one O_APPEND write at a time
-	vf     *versionFile // of the present version
-	gone   *Object      // what it was when it lost its last name
-	names  []Name       // what it was called when it became local
-	first  int64        // when it became dirty, nanoseconds
+	local  bool           // OID.local has the bytes, and is ahead of the master
+	dirty  bool           // written since the last cut
+	slots  []int          // of the dirty table
+	base   kml.Base       // the version that was here when it became local
+	after  uint64         // or the change in the local log that made it
+	wait   []*local.Entry // stores cut, and not come back yet
+	gen    uint64         // counts replacements of the inode that all handles follow
+	era    *era           // of contents that readers keep: another one with a newer version
+	append sync.Mutex     // one O_APPEND write at a time
+	vf     *versionFile   // of the present version
+	gone   *Object        // what it was when it lost its last name
+	names  []Name         // what it was called when it became local
+	first  int64          // when it became dirty, nanoseconds
 	uid    uint32
 	gid    uint32
-	door   Door
 	writes atomic.Uint64
 	last   atomic.Int64 // last write, nanoseconds
 }
@@ -68,28 +69,6 @@ func (o *Object) content() uint64 {
 		return o.Content
 	}
 	return uint64(o.DataVersion)
-}
-
-// Store is a change of contents on its way to the master. Path is a picture of
-// the bytes that nobody writes to any more; "" when there are none. The taker
-// owns the file.
-type Store struct {
-	Record *kml.Record // without origin and digest
-	Path   string
-	Prev   *Store // the store before it, as long as that had not come back: its base
-	Names  []Name // of the object
-	Door   Door
-
-	obj   *cacheObject
-	slots []int
-	seq   uint64 // guarded by obj.mu; 0 until Frozen
-}
-
-// Seq is the number the store was frozen under, or 0.
-func (s *Store) Seq() uint64 {
-	s.obj.mu.RLock()
-	defer s.obj.mu.RUnlock()
-	return s.seq
 }
 
 func (t *cacheObjects) acquire(oid kml.OID) *cacheObject {
@@ -244,6 +223,9 @@ func (c *Cache) makeDirtyOnce(ctx context.Context, o *cacheObject, cred *Cred, t
 	}
 	if !o.local {
 		o.local, o.base, o.names = true, kml.Base{Pos: e.base}, c.Names(o.oid)
+		c.view.mu.RLock()
+		o.after = c.view.writtenBy(o.oid)
+		c.view.mu.RUnlock()
 		c.objects.acquire(o.oid) // kept as long as it is local
 	}
 	if !o.dirty {
@@ -257,7 +239,7 @@ func (c *Cache) makeDirtyOnce(ctx context.Context, o *cacheObject, cred *Cred, t
 
 // known is what the index holds of o, or what it was when it lost its last name.
 func (c *Cache) known(o *cacheObject) (*Object, error) {
-	obj, err := c.index.Load().Get(o.oid)
+	obj, err := c.get(o.oid)
 	if errors.Is(err, ErrNotFound) {
 		if o.gone != nil {
 			return o.gone, nil
@@ -267,9 +249,10 @@ func (c *Cache) known(o *cacheObject) (*Object, error) {
 	return obj, err
 }
 
-// cut makes a store of what was written to o since the last one; nil when
-// nothing was.
-func (c *Cache) cut(o *cacheObject) (*Store, error) {
+// cut makes a store of what was written to o since the last one: it is in the
+// local log, with a picture of the bytes, when cut returns. When nothing was
+// written it is the last store on its way, or nil.
+func (c *Cache) cut(o *cacheObject) (*local.Entry, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.dirty {
@@ -282,84 +265,118 @@ func (c *Cache) cut(o *cacheObject) (*Store, error) {
 		c.dropLocalLocked(o)
 		return nil, nil
 	}
-	local := c.localPath(o.oid)
+	path := c.localPath(o.oid)
 	var st unix.Stat_t
-	if err := unix.Stat(local, &st); err != nil {
+	if err := unix.Stat(path, &st); err != nil {
 		return nil, err
 	}
-	s := &Store{obj: o, slots: o.slots, Names: o.names, Door: o.door}
-	s.Record = &kml.Record{Op: kml.OpStore, Time: c.opt.Now().UnixNano(), UID: o.uid, GID: o.gid, OID: o.oid, Base: o.base,
+	r := &kml.Record{Op: kml.OpStore, Time: c.opt.Now().UnixNano(), UID: o.uid, GID: o.gid, OID: o.oid, Base: o.base,
 		Attr: kml.Attr{Size: uint64(st.Size), Mtime: st.Mtim.Nano()}}
+	e := local.New(r)
+	e.At, _ = c.Cursor()
+	e.ID, e.After, e.Data = c.log.Reserve(), o.after, st.Size > 0
+	defer c.log.Release(e.ID) // unless it is appended
 	if n := len(o.wait); n > 0 {
-		s.Prev = o.wait[n-1]
+		e.After = o.wait[n-1].ID
 	}
-	if st.Size > 0 {
-		s.Path = c.state.Path("stage", fmt.Sprintf("cut-%016x-%d", uint64(o.oid), o.writes.Add(1)))
-		if err := c.picture(local, s.Path); err != nil {
+	if e.Data {
+		if err := c.picture(path, c.log.Path(e.ID)); err != nil {
 			return nil, err
 		}
 	}
+	fault.Point("cache.picture")
+	if err := c.log.Append(e); err != nil {
+		return nil, err
+	}
+	c.view.mu.Lock()
+	c.view.add(e, r)
+	c.view.mu.Unlock()
+	slots := o.slots
 	o.dirty, o.slots = false, nil
 	o.last.Store(0)
-	o.wait = append(o.wait, s)
-	c.up.Queue(s)
-	return s, nil
-}
-
-// Frozen tells the cache that s stands in the outbox under seq: the dirty table
-// can let it go.
-func (c *Cache) Frozen(s *Store, seq uint64) {
-	s.obj.mu.Lock()
-	s.seq = seq
-	slots := s.slots
-	s.slots = nil
-	s.obj.mu.Unlock()
+	o.wait = append(o.wait, e)
 	for _, slot := range slots {
 		c.dirty.Clear(slot)
 	}
+	c.up.Changed()
+	return e, nil
 }
 
-// Taken tells the cache that s stood in the outbox when the cache was opened.
-func (c *Cache) Taken(r *kml.Record) *Store {
-	o := c.objects.acquire(r.OID)
+// restoreLocal takes up what the last run left in the local log. What has come
+// back since is in the index.
+func (c *Cache) restoreLocal() error {
+	for _, e := range c.log.Entries() {
+		r := e.Rec()
+		if r.Origin.Seq != 0 {
+			if pos, ok := c.Origin(r.Origin); ok {
+				e.SetBack(pos)
+				continue
+			}
+		}
+		c.view.add(e, r)
+		if r.Op != kml.OpStore {
+			continue
+		}
+		o := c.objects.acquire(r.OID)
+		if len(o.wait) > 0 {
+			c.objects.release(o) // one reference of being local
+		} else {
+			o.base, o.after, o.names = r.Base, e.After, c.Names(r.OID)
+		}
+		o.wait = append(o.wait, e)
+	}
+	var errs []error
+	c.objects.each(func(o *cacheObject) { errs = append(errs, c.restoreBytes(o)) })
+	return errors.Join(errs...)
+}
+
+// restoreBytes makes the bytes of the last store on its way those of its object:
+// they are, unless the index does not know any more that it came back.
+func (c *Cache) restoreBytes(o *cacheObject) error {
+	e, path := o.wait[len(o.wait)-1], c.localPath(o.oid)
+	o.local = true
+	var st unix.Stat_t
+	if unix.Stat(path, &st) == nil {
+		return nil
+	}
+	from := c.log.Path(e.ID)
+	if !e.Data {
+		from = c.state.Path("stage", "empty")
+		if err := os.WriteFile(from, nil, 0o600); err != nil {
+			return err
+		}
+	}
+	err := c.picture(from, path) // a write to either copies first
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		err = c.copyFile(from, path)
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		o.local = false // fetched again
+		c.unkeep(o)
+		return nil
+	}
+	return err
+}
+
+// drop tells the cache that the master will not take a store: what is left of
+// the object's bytes is the master's, unless it was written to again: on rebase,
+// when that is not zero. The caller holds amu.
+func (c *Cache) drop(e *local.Entry, rebase kml.Base) {
+	o := c.objects.acquire(e.Rec().OID)
 	defer c.objects.release(o)
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	s := &Store{obj: o, Record: r, seq: r.Origin.Seq, Names: c.Names(r.OID)}
-	var st unix.Stat_t
-	if unix.Stat(c.localPath(r.OID), &st) != nil {
-		return s // it came back before: the bytes are the master's
+	n := len(o.wait)
+	o.wait = slices.DeleteFunc(o.wait, func(w *local.Entry) bool { return w == e })
+	if rebase != (kml.Base{}) && len(o.wait) == 0 {
+		o.base, o.after = rebase, 0
 	}
-	if !o.local {
-		o.local, o.names, o.base = true, s.Names, r.Base
-		c.objects.acquire(r.OID)
-	}
-	o.wait = append(o.wait, s)
-	slices.SortFunc(o.wait, func(a, b *Store) int { return int(int64(a.seq - b.seq)) })
-	return s
-}
-
-// Drop tells the cache that the master will not take s: what is left of the
-// object's bytes is the master's, unless it was written to again.
-func (c *Cache) Drop(s *Store) {
-	c.amu.Lock()
-	defer c.amu.Unlock()
-	o := s.obj
-	defer c.objects.release(c.objects.acquire(o.oid))
-	o.mu.Lock()
-	o.wait = slices.DeleteFunc(o.wait, func(w *Store) bool { return w == s })
-	gone := o.local && o.settled()
+	gone := o.local && n > 0 && o.settled()
 	var err error
 	if gone {
 		c.dropLocalLocked(o)
 		err = c.renewContent(o.oid)
 	}
-	slots := s.slots
-	s.slots = nil
 	o.mu.Unlock()
-	for _, slot := range slots {
-		c.dirty.Clear(slot)
-	}
 	if err != nil {
 		c.logger.Warn("contents that the master refused may be seen until the file changes", "oid", o.oid, "err", err)
 	}
@@ -420,8 +437,10 @@ func (c *Cache) restoreDirty() error {
 		o := c.objects.acquire(e.oid)
 		if o.local {
 			c.objects.release(o)
+		} else {
+			c.restoreBase(o, e.base)
 		}
-		o.local, o.dirty, o.base, o.uid, o.gid = true, true, kml.Base{Pos: e.base}, e.uid, e.gid
+		o.local, o.dirty, o.uid, o.gid = true, true, e.uid, e.gid
 		o.names = c.Names(e.oid)
 		o.slots = append(o.slots, slot)
 		o.first = c.opt.Now().UnixNano()
@@ -429,4 +448,14 @@ func (c *Cache) restoreDirty() error {
 		c.kickCutter()
 	}
 	return nil
+}
+
+// restoreBase finds out what open-dirty bytes were written on: a change of this
+// host that has not come back, the last one that did, or a version.
+func (c *Cache) restoreBase(o *cacheObject, base kml.Position) {
+	o.base, o.after = kml.Base{Pos: base}, c.view.writtenBy(o.oid)
+	obj, err := c.index.Load().Get(o.oid)
+	if err == nil && o.after == 0 && obj.DataOrigin.Site != 0 && obj.DataOrigin.Site == c.state.Fileset().Site {
+		o.base = kml.Base{Pos: obj.DataVersion}
+	}
 }

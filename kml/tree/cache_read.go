@@ -63,14 +63,14 @@ func (c *Cache) Lookup(ctx context.Context, cred *Cred, parent kml.OID, name str
 				return Attr{}, err
 			}
 		}
-		oid, _, ok := c.index.Load().Child(parent, name)
+		oid, ok := c.child(Name{parent, name})
 		if !ok {
-			if dir, err := c.index.Load().Get(parent); err == nil && dir.Listed {
+			if dir, err := c.get(parent); err == nil && dir.Listed {
 				return Attr{}, syscall.ENOENT
 			}
 			continue
 		}
-		obj, err := c.index.Load().Get(oid)
+		obj, err := c.get(oid)
 		if err == nil {
 			return c.attrOf(obj), nil
 		}
@@ -87,11 +87,11 @@ func (c *Cache) lookupStale(parent kml.OID, name string, err error) (Attr, bool)
 	if !errors.Is(err, syscall.EHOSTDOWN) {
 		return Attr{}, false
 	}
-	oid, _, ok := c.index.Load().Child(parent, name)
+	oid, ok := c.child(Name{parent, name})
 	if !ok {
 		return Attr{}, false
 	}
-	obj, err := c.index.Load().Get(oid)
+	obj, err := c.get(oid)
 	if err != nil {
 		return Attr{}, false
 	}
@@ -317,23 +317,17 @@ func (c *Cache) list(ctx context.Context, oid kml.OID) ([]DirEntry, error) {
 	}
 	c.amu.Lock() // one picture: no record is applied meanwhile
 	defer c.amu.Unlock()
-	x := c.index.Load()
-	var list []DirEntry
-	for after := ""; ; {
-		es, err := x.Children(oid, after, 1024)
-		if err != nil {
-			return nil, err
-		}
-		if len(es) == 0 {
-			return list, nil
-		}
-		for _, e := range es {
-			obj, err := x.Get(e.OID)
-			if err != nil {
-				continue // its folder is about to be listed again
-			}
-			list = append(list, DirEntry{Name: e.Name, OID: e.OID, Type: obj.Attr.Mode & unix.S_IFMT})
-		}
-		after = es[len(es)-1].Name
+	es, err := c.children(oid)
+	if err != nil {
+		return nil, err
 	}
+	list := make([]DirEntry, 0, len(es))
+	for _, e := range es {
+		obj, err := c.get(e.OID)
+		if err != nil {
+			continue // its folder is about to be listed again
+		}
+		list = append(list, DirEntry{Name: e.Name, OID: e.OID, Type: obj.Attr.Mode & unix.S_IFMT})
+	}
+	return list, nil
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/mezzofs/mezzo/internal/testutil"
 	"github.com/mezzofs/mezzo/kml"
+	"github.com/mezzofs/mezzo/kml/local"
 )
 
 // fakeMaster is the upstream of a cache in these tests: a log of hand-made
@@ -32,7 +33,6 @@ type fakeMaster struct {
 	down    bool
 	lists   int
 	during  func() // called between a listing's making and its arrival
-	queued  []*Store
 	fetched int
 }
 
@@ -111,7 +111,7 @@ func (f *fakeMaster) catchUp(t testing.TB) {
 		if r == nil {
 			return
 		}
-		if err := f.c.Apply(r, uint32(r.Pos), 0); err != nil {
+		if _, err := f.c.Apply(r, uint32(r.Pos)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -226,13 +226,9 @@ func (f *fakeMaster) OpenVersion(_ context.Context, oid kml.OID) (Source, error)
 	return &fakeSource{f, oid, vs[len(vs)-1]}, nil
 }
 
-func (f *fakeMaster) Queue(s *Store) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.queued = append(f.queued, s)
-}
+func (f *fakeMaster) Changed() {}
 
-func (f *fakeMaster) Settle(context.Context, *Store) error { return nil }
+func (f *fakeMaster) Settle(context.Context, *local.Entry) error { return nil }
 
 type fakeSource struct {
 	f   *fakeMaster
@@ -422,10 +418,11 @@ func TestCacheLocalSurvives(t *testing.T) {
 	if err := k.CutAll(); err != nil {
 		t.Fatal(err)
 	}
-	if len(g.queued) != 1 || g.queued[0].Record.Base.Pos != base.Pos || g.queued[0].Record.Attr.Size != 10 {
-		t.Fatalf("%+v", g.queued)
+	es := k.Local().Entries()
+	if len(es) != 1 || es[0].Rec().Base.Pos != base.Pos || es[0].Rec().Attr.Size != 10 {
+		t.Fatalf("%+v", es)
 	}
-	b, err := os.ReadFile(g.queued[0].Path)
+	b, err := os.ReadFile(k.Local().Path(es[0].ID))
 	if string(b) != "LOCALbytes" || err != nil {
 		t.Errorf("%q %v", b, err)
 	}
@@ -441,25 +438,27 @@ func TestCacheOwnStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.Close()
-	write := func(s string) *Store {
+	write := func(s string) *local.Entry {
 		if _, err := h.WriteAt(t.Context(), []byte(s), 0); err != nil {
 			t.Fatal(err)
 		}
 		if err := h.Flush(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		return f.queued[len(f.queued)-1]
+		es := c.Local().Entries()
+		return es[len(es)-1]
 	}
 	one := write("one")
 	two := write("two!")
-	if two.Prev != one || one.Prev != nil {
+	if two.After != one.ID || one.After != 0 {
 		t.Fatal("bases are not in a row")
 	}
-	if b, err := os.ReadFile(one.Path); string(b) != "one" || err != nil {
+	if b, err := os.ReadFile(c.Local().Path(one.ID)); string(b) != "one" || err != nil {
 		t.Fatalf("the picture of a store was written to: %q %v", b, err)
 	}
-	c.Frozen(one, 1)
-	c.Frozen(two, 2)
+	if err := c.Local().Freeze(fakeSite, []*local.Entry{one, two}, nil); err != nil {
+		t.Fatal(err)
+	}
 	f.store(t, 10, []byte("one"), kml.Origin{Site: fakeSite, Seq: 1})
 	f.catchUp(t)
 	if a, err := c.Getattr(t.Context(), nil, 10); a.Size != 4 || a.DataVersion&DataDirty == 0 || err != nil {
@@ -493,7 +492,9 @@ func TestCacheConflictDrop(t *testing.T) {
 	if b, err := contents(t, c, 10); string(b) != "mine" || err != nil {
 		t.Errorf("%q %v", b, err)
 	}
-	c.Drop(f.queued[0])
+	if err := c.Undo(kml.Base{}, c.Local().Entries()...); err != nil {
+		t.Fatal(err)
+	}
 	if b, err := contents(t, c, 10); string(b) != "theirs" || err != nil {
 		t.Errorf("%q %v", b, err)
 	}

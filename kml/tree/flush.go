@@ -134,11 +134,19 @@ func (x *Index) Flush() error {
 	defer x.mu.Unlock()
 	x.err = err
 	if err == nil {
+		x.flushed = old[0].cursor
 		x.clean.replace(old)
 		x.layers = x.layers[: len(x.layers)-len(old) : len(x.layers)-len(old)]
 	}
 	x.room.Broadcast()
 	return err
+}
+
+// Flushed is the cursor of the last state that was written to the file.
+func (x *Index) Flushed() kml.Position {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.flushed
 }
 
 // fileCursor is the cursor of the oldest state that is on its way or written;

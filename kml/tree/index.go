@@ -56,10 +56,11 @@ type Index struct {
 	wmu sync.Mutex // one Update
 	own *overlay   // of the last Update, emptied, for the next
 
-	mu     sync.RWMutex
-	layers []*overlay // newest first; never empty; only the newest changes
-	room   sync.Cond  // on mu: a flush has made room
-	clean  readCache  // of the file, below the layers
+	mu      sync.RWMutex
+	layers  []*overlay   // newest first; never empty; only the newest changes
+	room    sync.Cond    // on mu: a flush has made room
+	clean   readCache    // of the file, below the layers
+	flushed kml.Position // cursor of the file
 
 	fmu  sync.Mutex // one flush
 	kick chan struct{}
@@ -113,7 +114,7 @@ func OpenIndex(path string, o IndexOptions) (*Index, error) {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), db.Close())
 	}
 	x.layers = []*overlay{newOverlay(cursor)}
-	x.layers[0].crc = crc
+	x.layers[0].crc, x.flushed = crc, cursor
 	go x.flusher()
 	return x, nil
 }

@@ -31,7 +31,7 @@ const (
 // ReintResult is the outcome of one record.
 type ReintResult struct {
 	Status ReintStatus
-	Pos    kml.Position
+	Pos    kml.Position // of a conflict or a refusal: the end of the log then
 	Errno  syscall.Errno
 	Reason string // for a person
 }
@@ -76,7 +76,11 @@ func (t *Tree) Reintegrate(ctx context.Context, c *Cred, r *kml.Record, staged s
 	if err == nil && rec.Pos == 0 {
 		rec.Pos = t.log.End() // nothing to change, and nothing was logged
 	}
-	return reintResult(&rec, err)
+	res := reintResult(&rec, err)
+	if err != nil {
+		res.Pos = t.log.End() // the tree it was held against
+	}
+	return res
 }
 
 func reintResult(r *kml.Record, err error) ReintResult {
@@ -127,14 +131,17 @@ func (t *Tree) reintegrate(ctx context.Context, c *Cred, r *kml.Record, staged s
 			return nil
 		})
 	case kml.OpRename:
-		want, victim := r.OID, r.Victim
-		r.Victim = nil
+		want, victim, base := r.OID, r.Victim, r.VictimBase
+		r.Victim, r.VictimBase = nil, kml.Base{}
 		return t.rename(ctx, c, r, func(src, dst child) error {
 			if src.oid != want {
 				return conflict(syscall.ENOENT, "%q holds another object", r.Name)
 			}
 			if dst.oid != 0 && dst.oid != src.oid && (victim == nil || victim.OID != dst.oid) {
 				return conflict(syscall.EEXIST, "%q holds another object", r.NewName)
+			}
+			if dst.oid != 0 && base != (kml.Base{}) && !holds(dst.obj, base, r.Origin.Site) {
+				return conflict(syscall.EBUSY, "%q was changed meanwhile", r.NewName)
 			}
 			return nil
 		})

@@ -46,14 +46,14 @@ func (v *view) lose(o *Object) {
 	}
 }
 
-// change is a change in the view, and the record it is there with.
-type change struct {
+// laid is a change in the view, and the record it is there with.
+type laid struct {
 	e *local.Entry
 	r *kml.Record
 }
 
 type objPatch struct {
-	es     []change
+	es     []laid
 	made   *Object // it was made here
 	madeBy uint64
 	gone   bool // a folder that was removed here
@@ -68,7 +68,7 @@ type objPatch struct {
 }
 
 type namePatch struct {
-	es  []change
+	es  []laid
 	oid kml.OID // what it holds; 0: nothing
 }
 
@@ -116,15 +116,15 @@ func holdsAfter(r *kml.Record, n Name) kml.OID {
 	return r.OID
 }
 
-func insertChange(es []change, c change) []change {
+func insertChange(es []laid, c laid) []laid {
 	if n := len(es); n == 0 || es[n-1].e.ID < c.e.ID {
 		return append(es, c)
 	}
-	i, _ := slices.BinarySearchFunc(es, c.e.ID, func(x change, id uint64) int { return cmp.Compare(x.e.ID, id) })
+	i, _ := slices.BinarySearchFunc(es, c.e.ID, func(x laid, id uint64) int { return cmp.Compare(x.e.ID, id) })
 	return slices.Insert(es, i, c)
 }
 
-func dropChange(es []change, e *local.Entry) ([]change, change) {
+func dropChange(es []laid, e *local.Entry) ([]laid, laid) {
 	for i, c := range es {
 		if c.e == e {
 			if i == 0 {
@@ -133,12 +133,12 @@ func dropChange(es []change, e *local.Entry) ([]change, change) {
 			return slices.Delete(es, i, i+1), c
 		}
 	}
-	return es, change{}
+	return es, laid{}
 }
 
 // add lays a change over the tree. The caller holds mu for writing.
 func (v *view) add(e *local.Entry, r *kml.Record) {
-	c := change{e, r}
+	c := laid{e, r}
 	objs, names, folders := touched(r)
 	for _, oid := range objs {
 		p := v.objs[oid]
@@ -226,7 +226,7 @@ func (p *objPatch) fold(oid kml.OID) {
 }
 
 // lay adds the effect of one change to a patch.
-func (p *objPatch) lay(oid kml.OID, c change) {
+func (p *objPatch) lay(oid kml.OID, c laid) {
 	r := c.r
 	p.ctime = max(p.ctime, r.Time)
 	gain := func(n Name, there bool) {

@@ -19,8 +19,72 @@ import (
 
 // chaos makes sequences of messages, mostly sensible, some broken.
 type chaos struct {
-	r   *rand.Rand
-	tag *wire.Tag // the last one used
+	r       *rand.Rand
+	tag     *wire.Tag // the last one used
+	version string    // the dialect it speaks, mostly
+}
+
+// versions are the dialects.
+var versions = []string{wire.Version9P2000L, wire.Version9P2000U, wire.Version9P2000}
+
+func (c chaos) plain() bool { return c.version == wire.Version9P2000 }
+
+// old is a message of 9P2000.u or 9P2000.
+func (c chaos) old() wire.Msg {
+	switch c.r.IntN(24) {
+	case 0, 1, 2, 3:
+		return &wire.Twalk{FID: c.fid(), NewFID: c.fid(), Names: c.names()}
+	case 4:
+		return &wire.Tattach{FID: c.fid(), AFID: wire.NoFID, Aname: c.name(), Uname: "u", Plain: c.plain()}
+	case 5, 6, 7:
+		return &wire.Topen{FID: c.fid(), Mode: uint8(c.r.IntN(4)) | uint8(c.r.IntN(8))<<4*uint8(c.r.IntN(2))}
+	case 8, 9:
+		perm := uint32(0o644)
+		if c.r.IntN(2) == 0 {
+			perm |= 1 << (16 + c.r.IntN(16))
+		}
+		text := []string{"", "f", "b 8 0", "c x", "3", "99999999999"}[c.r.IntN(6)]
+		return &wire.Tcreate{FID: c.fid(), Name: c.name(), Perm: perm, Mode: uint8(c.r.IntN(4)), Extension: text, Plain: c.plain()}
+	case 10, 11, 12:
+		return &wire.Tread{FID: c.fid(), Offset: c.offset(), Count: c.count()}
+	case 13:
+		return &wire.Twrite{FID: c.fid(), Offset: min(c.offset(), 1<<63) & (1<<63 | 0xfff), Data: make([]byte, c.r.IntN(300))}
+	case 14, 15:
+		return &wire.Tclunk{FID: c.fid()}
+	case 16:
+		return &wire.Tflush{OldTag: *c.tag - wire.Tag(c.r.IntN(8))}
+	case 17:
+		return &wire.Tremove{FID: c.fid()}
+	case 18, 19:
+		return &wire.Tstat{FID: c.fid()}
+	case 20, 21:
+		return &wire.Twstat{FID: c.fid(), Stat: c.stat()}
+	case 22:
+		return &wire.Tauth{AFID: c.fid(), Uname: c.name(), Plain: c.plain()}
+	}
+	return nil
+}
+
+// stat changes one thing, several, or everything.
+func (c chaos) stat() wire.Stat {
+	s := same(wire.Stat{Plain: c.plain()})
+	for range c.r.IntN(3) {
+		switch c.r.IntN(6) {
+		case 0:
+			s.Name = c.name()
+		case 1:
+			s.Length = min(c.offset(), 1<<63) & (1<<63 | 0xfff)
+		case 2:
+			s.Mode = c.r.Uint32()
+		case 3:
+			s.Mtime = c.r.Uint32()
+		case 4:
+			s.GID = c.name()
+		case 5:
+			s.NUID = p9.UID(c.r.IntN(3))
+		}
+	}
+	return s
 }
 
 func (c chaos) fid() wire.FID {
@@ -64,6 +128,11 @@ func (c chaos) names() []string {
 }
 
 func (c chaos) msg() wire.Msg {
+	if c.version != wire.Version9P2000L && c.r.IntN(20) > 0 {
+		if m := c.old(); m != nil {
+			return m
+		}
+	}
 	switch c.r.IntN(32) {
 	case 0, 1, 2, 3:
 		return &wire.Twalk{FID: c.fid(), NewFID: c.fid(), Names: c.names()}
@@ -108,7 +177,11 @@ func (c chaos) msg() wire.Msg {
 		return &wire.Tsymlink{DFID: c.fid(), Name: c.name(), Target: c.name()}
 	}
 	if c.r.IntN(4) == 0 {
-		return &wire.Tversion{Msize: 4096 + c.r.Uint32N(8192), Version: wire.Version9P2000L}
+		version := c.version
+		if c.r.IntN(4) == 0 {
+			version = versions[c.r.IntN(len(versions))]
+		}
+		return &wire.Tversion{Msize: 4096 + c.r.Uint32N(8192), Version: version}
 	}
 	return &wire.Tfsync{FID: c.fid()}
 }
@@ -116,8 +189,8 @@ func (c chaos) msg() wire.Msg {
 // script is n messages with tags, a few of them broken.
 func (c chaos) script(n int, broken bool) []byte {
 	*c.tag = 0
-	b := version().Append(nil, wire.NoTag)
-	b = attach().Append(b, 0)
+	b := (&wire.Tversion{Msize: 8192, Version: c.version}).Append(nil, wire.NoTag)
+	b = (&wire.Tattach{AFID: wire.NoFID, Uname: "u", Plain: c.plain()}).Append(b, 0)
 	for range n {
 		m := c.msg()
 		*c.tag++
@@ -191,7 +264,7 @@ func session(t *testing.T, kind string, input []byte) p9srv.Stats {
 // TestChaos holds random sessions with every kind of tree.
 func TestChaos(t *testing.T) {
 	testutil.CheckLeaks(t)
-	c := chaos{testutil.Rand(t), new(wire.Tag)}
+	c := chaos{testutil.Rand(t), new(wire.Tag), ""}
 	rounds := 60
 	var errs, all uint64
 	if testutil.Long() {
@@ -199,6 +272,7 @@ func TestChaos(t *testing.T) {
 	}
 	for i := range rounds {
 		for _, kind := range []string{"plain", "concurrent", "inplace", "fickle"} {
+			c.version = versions[i/2%len(versions)]
 			s := session(t, kind, c.script(300, i%2 == 1))
 			// A sound script is taken to its end.
 			if i%2 == 0 && s.Requests != 302 {
@@ -218,8 +292,9 @@ func TestChaos(t *testing.T) {
 // FuzzSession feeds what the fuzzer makes of such sessions. Sizes are set
 // right, so that it gets past the framing.
 func FuzzSession(f *testing.F) {
-	for seed := range uint64(8) {
-		f.Add(chaos{rand.New(rand.NewPCG(seed, 1)), new(wire.Tag)}.script(40, seed%2 == 1))
+	for seed := range uint64(12) {
+		c := chaos{rand.New(rand.NewPCG(seed, 1)), new(wire.Tag), versions[seed/2%3]}
+		f.Add(c.script(40, seed%2 == 1))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > 1<<16 {

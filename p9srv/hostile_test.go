@@ -108,7 +108,7 @@ func TestFlushEverything(t *testing.T) {
 	fs := newMemfs("concurrent").put("block")
 	_, r := serveRaw(t, fs, p9srv.Options{})
 	r.attach().openPath(1, 0, "block")
-	const busy, tags = 20, 1 << 15 - 1
+	const busy, tags = 20, 1<<15 - 1
 	for i := range wire.Tag(busy) {
 		r.send(100+i, &wire.Tread{FID: 1, Count: 1})
 		<-fs.blocked

@@ -29,6 +29,10 @@
 // InPlacer costs two thread hand-overs a message and is otherwise served the
 // same.
 //
+// Large data need not go through a buffer as a whole: a File may give the pages
+// of a read to the connection (PipeReader), and take a write as it comes in
+// (PartWriter). Syncs of a fid that wait for one that runs are joined.
+//
 // Fids are taken in the order messages arrive. Requests that end, make, open
 // or move a fid have it for themselves, others share it, and one that cannot
 // have its fids waits for them. A client may therefore send walk, open, read
@@ -83,4 +87,5 @@
 //	tree.mu          names, nodes and places; no File is called under it
 //	session.mu       fids, tags and workers; no File, no I/O
 //	outq.mu          answers; no I/O
+//	pipes.mu         pipes that are free
 package p9srv

@@ -165,6 +165,13 @@ type PipeReader interface {
 	ReadToPipe(pipe int, off int64, n int) (int, error)
 }
 
+// PartWriter is an open File that a large write may come to in parts, in their
+// order, so that it need not be received as a whole before: when WritesInParts
+// says so and InPlace allows writes. What follows a part that fails is dropped,
+// and the client told how much was written; so it is when it does not send the
+// rest. Others' writes may come in between: not for files opened to append.
+type PartWriter interface{ WritesInParts() bool }
+
 // StreamReader is an open File that answers each read with what there is, as a
 // pipe does: the engine sends a short answer on instead of reading on until
 // the count is reached.

@@ -167,14 +167,29 @@ func (s *session) next() ([]byte, error) {
 				s.r += int(size)
 				return have[:size:size], nil
 			}
+			if size >= partsMin && s.raw != nil {
+				if done, err := s.writeParts(have); err != nil {
+					return nil, midFrame(err)
+				} else if done {
+					continue
+				}
+			}
 		}
 		if err := s.fill(need); err != nil {
-			if errors.Is(err, io.EOF) && len(have) > 0 {
-				err = io.ErrUnexpectedEOF
+			if len(have) > 0 {
+				err = midFrame(err)
 			}
 			return nil, err
 		}
 	}
+}
+
+// midFrame makes the end of the stream an error.
+func midFrame(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // fill reads more; in[r:] gets room for need bytes.
@@ -184,7 +199,7 @@ func (s *session) fill(need int) error {
 	s.crowded = !s.q.waitRoom(s.srv.opts.MaxBytes, !s.crowded)
 	have := s.in[s.r:s.w]
 	switch {
-	case len(have) == 0 && cap(s.in) > inSize:
+	case len(have) == 0 && cap(s.in) > inSize && need <= inSize:
 		s.srv.bufs.put(s.in)
 		s.in, s.r, s.w = nil, 0, 0
 	case cap(s.in)-s.r < need || s.r > 0 && len(have) < smallMove:

@@ -8,6 +8,7 @@
 //	node.go       one descriptor an object, shared by its fids
 //	file.go       a fid: walk, attributes
 //	io.go dir.go  open files, open folders
+//	splice.go     large reads that are not copied
 //	name.go       what makes, moves and removes names
 //	lock.go xattr.go
 //
@@ -38,6 +39,8 @@
 //
 // # What can wait
 //
+// A listing in place ends with what a short folder holds; of a long one it is done
+// again elsewhere.
 // Reads in place ask for what is in the page cache and are done again elsewhere
 // if it is not. FIFOs and devices are opened, read and written elsewhere only,
 // and never waited for in the kernel: what is not ready is tried again until it

@@ -43,6 +43,7 @@ var (
 	_ p9srv.DirReader     = (*File)(nil)
 	_ p9srv.DirFiller     = (*File)(nil)
 	_ p9srv.PipeReader    = (*File)(nil)
+	_ p9srv.PartWriter    = (*File)(nil)
 	_ p9srv.Remover       = (*File)(nil)
 	_ p9srv.Renamer       = (*File)(nil)
 	_ p9srv.FSyncer       = (*File)(nil)

@@ -290,6 +290,9 @@ func (f *File) writeAll(p []byte, off int64) (int, error) {
 	return done, nil
 }
 
+// WritesInParts says that a write may be cut, where nobody could tell.
+func (f *File) WritesInParts() bool { return f.flags&unix.O_APPEND == 0 && f.n.typ == unix.S_IFREG }
+
 // FSync makes what was written durable.
 func (f *File) FSync() error { return f.FSyncContext(f.ctx, false) }
 

@@ -32,7 +32,7 @@ func sockets(t tb) (a, b net.Conn) {
 }
 
 // TestSplice reads large pieces of a file that is in memory, that is not, that
-// is cut and that grows, and leaves answers unread.
+// is written to, cut and grows, and leaves answers unread.
 func TestSplice(tt *testing.T) {
 	t := tb{tt, tt.Context()}
 	testutil.CheckLeaks(t)
@@ -87,7 +87,14 @@ func TestSplice(tt *testing.T) {
 		}
 		check(rnd.IntN(size), rnd.IntN(1<<20))
 	}
-	check(0, 1<<20)
+	for range 10 {
+		off, n := rnd.IntN(size/2), 1+rnd.IntN(1<<20)
+		part := bytes.Repeat([]byte{byte(n)}, n)
+		_, err := f.WriteAt(t.ctx, part, int64(off))
+		t.ok(err)
+		copy(data[off:], part)
+		check(off-min(off, 1000), 1<<20)
+	}
 	t.ok(host.Truncate(100000))
 	data = data[:100000]
 	check(0, 1<<20)

@@ -101,7 +101,7 @@ func (f *File) each(offset uint64, add func(e []byte) bool) error {
 	if f.ctx == nil {
 		size = shortList
 	}
-	start, left := l.at, l.at < l.end
+	start, left, lots := l.at, l.at < l.end, 0
 	for {
 		if l.at >= l.end {
 			if f.ctx == nil && (left || l.end+direntMax > size) {
@@ -113,6 +113,12 @@ func (f *File) each(offset uint64, add func(e []byte) bool) error {
 				return err
 			}
 			start = 0
+			if lots++; f.ctx == nil && lots > 1 {
+				// The first lot was short (a signal does that) and is not here
+				// any more: from the start.
+				l.at, l.end, l.next = 0, 0, ^offset
+				return p9srv.ErrWouldBlock
+			}
 		}
 		e := (*l.buf)[l.at:l.end]
 		n := 0

@@ -1,15 +1,20 @@
 package plain
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/hugelgupf/p9/p9"
+	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/internal/testutil"
+	"github.com/mezzofs/mezzo/p9srv"
+	"github.com/mezzofs/mezzo/p9srv/wire"
 )
 
 // TestListings reads folders around the length from which a listing is not made
@@ -58,5 +63,59 @@ func TestListings(tt *testing.T) {
 			}
 			t.ok(f.Clunk(t.ctx))
 		}
+	}
+}
+
+// TestListingInterrupted reads a long folder while signals cut what getdents(2)
+// gives.
+func TestListingInterrupted(tt *testing.T) {
+	t := tb{tt, tt.Context()}
+	dir := t.TempDir()
+	const files = 1000
+	for i := range files {
+		t.ok(os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), nil, 0o666))
+	}
+	tree, err := Open(dir, Options{})
+	t.ok(err)
+	defer func() { t.ok(tree.Close()) }()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	stop, stopped, tid := make(chan struct{}), make(chan struct{}), unix.Gettid()
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				// What the runtime itself sends to preempt; it does nothing.
+				_ = unix.Tgkill(os.Getpid(), tid, unix.SIGURG)
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	for range 200 {
+		a, err := tree.Attach()
+		t.ok(err)
+		f := a.(*File)
+		_, _, err = f.Open(p9.ReadOnly)
+		t.ok(err)
+		var p wire.DirPacker
+		p.Begin(nil, 1, 1<<20)
+		if err := f.FillDir(0, &p); errors.Is(err, p9srv.ErrWouldBlock) {
+			p.Begin(p.Abort(), 1, 1<<20)
+			t.ok(f.Bind(t.ctx).(*File).FillDir(0, &p))
+		} else {
+			t.ok(err)
+		}
+		n := 0
+		for data := p.Finish()[wire.ReadOverhead:]; len(data) > 0; n++ {
+			_, data, err = wire.NextDirent(data)
+			t.ok(err)
+		}
+		if n != files+2 {
+			t.Fatalf("%d entries of %d", n, files+2)
+		}
+		t.ok(f.Close())
 	}
 }

@@ -18,7 +18,7 @@ type Batch struct {
 func (x *Index) Update(f func(*Batch) error) error {
 	x.wmu.Lock()
 	defer x.wmu.Unlock()
-	if err := x.bounded(2 * maxBehind); err != nil {
+	if err := x.bounded(2 * x.behind()); err != nil {
 		return err
 	}
 	b := &Batch{x: x, own: x.scratch()}
@@ -31,8 +31,11 @@ func (x *Index) Update(f func(*Batch) error) error {
 	defer x.mu.Unlock()
 	x.layers[0].merge(b.own)
 	for x.pendingSize() >= x.opt.FlushSize {
-		x.wakeFlusher()
-		if x.pendingSize() < maxBehind*x.opt.FlushSize || x.err != nil {
+		full := x.pendingSize() >= x.behind()*x.opt.FlushSize
+		if full || !x.waiting { // else a commit comes first, and wakes it
+			x.wakeFlusher()
+		}
+		if !full || x.err != nil {
 			break
 		}
 		x.room.Wait() // the file cannot keep up: memory stays bounded
@@ -54,13 +57,25 @@ func (x *Index) scratch() *overlay {
 }
 
 // maxBehind is how many flushes' worth of changes may stand in memory before
-// changes wait for the file, or, while it cannot be written, are refused.
-const maxBehind = 8
+// changes wait for the file, or, while it cannot be written, are refused;
+// maxUnfirm where a commit comes before a flush. A file or folder made is five
+// changes, of some 100 bytes each.
+const (
+	maxBehind = 8
+	maxUnfirm = 48
+)
+
+func (x *Index) behind() int {
+	if x.opt.Firm != nil {
+		return maxUnfirm
+	}
+	return maxBehind
+}
 
 // Room is nil while changes can be taken. When the file cannot be written, and
 // memory holds as much as it may, it is the reason (ENOSPC); once the file can be
 // written again so are changes.
-func (x *Index) Room() error { return x.bounded(maxBehind) }
+func (x *Index) Room() error { return x.bounded(x.behind()) }
 
 func (x *Index) bounded(flushes int) error {
 	x.mu.RLock()

@@ -177,7 +177,7 @@ func (c *Cache) openParts() error {
 	x, err := OpenIndex(c.state.Path("index.db"), c.indexOptions())
 	if errors.Is(err, ErrIndexDamaged) {
 		c.logger.Warn("index of the cache is damaged; names are fetched again", "path", c.dir, "err", err)
-		if err := os.Remove(c.state.Path("index.db")); err != nil {
+		if err := os.Remove(c.state.Path("index.db")); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 		x, err = OpenIndex(c.state.Path("index.db"), c.indexOptions())

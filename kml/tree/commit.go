@@ -17,7 +17,7 @@ type SyncMode uint8
 const (
 	SyncInterval SyncMode = iota // every now and then
 	SyncAlways                   // each change before it is answered; callers at the same time share a commit
-	SyncNever                    // by an fsync and at Close alone
+	SyncNever                    // by an fsync, at Close, and after a great many changes
 )
 
 // unsynced is what the records since the last commit touched. Few objects are
@@ -64,6 +64,7 @@ func (t *Tree) commit(ctx context.Context) error {
 	t.jmu.Lock()
 	end, what := t.log.End(), t.fresh
 	t.fresh = unsynced{}
+	t.index.Mark()
 	t.jmu.Unlock()
 	if end <= t.log.Durable() {
 		return nil
@@ -74,7 +75,11 @@ func (t *Tree) commit(ctx context.Context) error {
 		t.jmu.Unlock()
 		return err
 	}
-	return t.log.CommitUpTo(end)
+	if err := t.log.CommitUpTo(end); err != nil {
+		return err
+	}
+	t.index.Firmer()
+	return nil
 }
 
 func (t *Tree) sync(ctx context.Context, what unsynced) error {
@@ -130,10 +135,27 @@ func (t *Tree) syncOne(ctx context.Context, oid kml.OID) (ok bool, err error) {
 // answer ends a change that was made: under SyncAlways it waits until the change
 // is durable. The caller holds no lock.
 func (t *Tree) answer(err error) error {
-	if err != nil || t.opt.Sync != SyncAlways {
-		return err
+	if err == nil && t.opt.Sync == SyncAlways {
+		return t.commit(t.ctx)
 	}
-	return t.commit(t.ctx)
+	t.relieve()
+	return err
+}
+
+// relieve makes a commit when so many changes stand in memory, and may not go to
+// the index's file before, that somebody has to wait. The caller holds no lock.
+func (t *Tree) relieve() {
+	if !t.index.Pressed() {
+		return
+	}
+	t.rmu.Lock()
+	defer t.rmu.Unlock()
+	if !t.index.Pressed() || t.broken() != nil {
+		return
+	}
+	if err := t.commit(t.ctx); err != nil && t.ctx.Err() == nil {
+		t.logger.Warn("commit not made; it is tried again", "fileset", t.dir, "err", err)
+	}
 }
 
 // Commit makes everything up to now durable, tree and log.

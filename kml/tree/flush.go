@@ -1,8 +1,12 @@
 package tree
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
+	"math"
+	"slices"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -17,7 +21,7 @@ func (s source) site(id kml.SiteID) siteState {
 			return st
 		}
 	}
-	b := s.tx.Bucket(buckets.site).Get(key64(uint64(id)))
+	b := s.x.value(s.tx, buckets.site, key64(uint64(id)))
 	if len(b) != 24 {
 		return siteState{}
 	}
@@ -38,7 +42,7 @@ func (x *Index) site(id kml.SiteID) (st siteState) {
 		return st
 	}
 	if x.view(func(tx *bolt.Tx) error {
-		st = source{tx: tx}.site(id)
+		st = source{x: x, tx: tx}.site(id)
 		return nil
 	}) == nil {
 		x.clean.keepSite(id, st)
@@ -52,7 +56,7 @@ func (s source) origin(o kml.Origin) (kml.Position, bool) {
 			return p, true
 		}
 	}
-	b := s.tx.Bucket(buckets.origin).Get(key64(uint64(o.Site), o.Seq))
+	b := s.x.value(s.tx, buckets.origin, key64(uint64(o.Site), o.Seq))
 	if len(b) != 8 {
 		return 0, false
 	}
@@ -94,16 +98,12 @@ func (x *Index) flusher() {
 }
 
 // Flush writes all changes made so far to the file, in one transaction with
-// their cursor.
+// their cursor; less what is not firm yet, which waits for a commit (see
+// IndexOptions.Firm).
 func (x *Index) Flush() error {
 	x.fmu.Lock()
 	defer x.fmu.Unlock()
-	x.mu.Lock()
-	if x.layers[0].size > 0 || x.layers[0].cursor != x.fileCursor() {
-		x.layers = append([]*overlay{x.layers[0].above()}, x.layers...)
-	}
-	old := x.layers[1:]
-	x.mu.Unlock()
+	old := x.due()
 	if len(old) == 0 {
 		return nil
 	}
@@ -118,16 +118,16 @@ func (x *Index) Flush() error {
 				return err
 			}
 		}
-		for i := len(old) - 1; i >= 0; i-- {
-			if err := old[i].write(tx); err != nil {
-				return err
-			}
-		}
-		meta := tx.Bucket(buckets.meta)
-		if err := meta.Put([]byte("crc"), binary.BigEndian.AppendUint32(nil, old[0].crc)); err != nil {
+		state, err := stateOf(tx)
+		if err != nil {
 			return err
 		}
-		return meta.Put([]byte("cursor"), key64(uint64(old[0].cursor)))
+		w := &writer{tx: tx, state: state}
+		for i := len(old) - 1; i >= 0; i-- {
+			old[i].write(w)
+		}
+		w.state.cursor, w.state.crc = old[0].cursor, old[0].crc
+		return cmp.Or(w.err, w.state.put(tx))
 	})
 	fault.Point("tree.flush")
 	x.mu.Lock()
@@ -149,87 +149,229 @@ func (x *Index) Flushed() kml.Position {
 	return x.flushed
 }
 
-// fileCursor is the cursor of the oldest state that is on its way or written;
-// an idle index is not written again and again.
+// due takes what may go to the file. When memory is full that is everything:
+// changes then wait for this flush with locks held that a commit needs.
+func (x *Index) due() []*overlay {
+	firm := x.firm()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.pendingSize() >= x.behind()*x.opt.FlushSize && x.unfirm(firm) == x.pendingSize() {
+		x.logger.Warn("index gets ahead of what is durable: changes come faster than they can be committed")
+		firm = math.MaxUint64
+	}
+	if top := x.layers[0]; top.size > 0 || top.cursor != x.fileCursor() {
+		if top.cursor <= firm {
+			x.freeze()
+		} else {
+			x.waiting = true
+		}
+	}
+	n := 1
+	for n < len(x.layers) && x.layers[n].cursor > firm {
+		n++
+	}
+	return x.layers[n:]
+}
+
+// firm is the position up to which changes may go to the file.
+func (x *Index) firm() kml.Position {
+	if x.opt.Firm == nil {
+		return math.MaxUint64
+	}
+	return x.opt.Firm()
+}
+
+// freeze puts an empty overlay on top. The caller holds mu.
+func (x *Index) freeze() {
+	x.layers = append([]*overlay{x.layers[0].above()}, x.layers...)
+	x.waiting = false
+}
+
+// unfirm is how many changes stand in memory that are behind firm. The caller
+// holds mu.
+func (x *Index) unfirm(firm kml.Position) (n int) {
+	for _, l := range x.layers {
+		if l.cursor > firm {
+			n += l.size
+		}
+	}
+	return n
+}
+
+// Mark is called when a commit begins that covers all changes made so far: what
+// comes later is kept apart from them, if they wait to be written.
+func (x *Index) Mark() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.waiting && x.layers[0].size > 0 {
+		x.freeze()
+	}
+}
+
+// Firmer is called when the position that Firm gives has moved.
+func (x *Index) Firmer() {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if len(x.layers) > 1 {
+		x.wakeFlusher()
+	}
+}
+
+// Pressed reports whether so much stands in memory that waits for a commit that
+// one should be made.
+func (x *Index) Pressed() bool {
+	firm := x.firm()
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.unfirm(firm) >= x.behind()/2*x.opt.FlushSize
+}
+
+// fileCursor is the cursor of the newest state that is on its way or written; an
+// idle index is not written again and again. The caller holds mu.
 func (x *Index) fileCursor() kml.Position {
 	if len(x.layers) > 1 {
 		return x.layers[1].cursor
 	}
-	var c kml.Position
-	_ = x.view(func(tx *bolt.Tx) error {
-		if b := tx.Bucket(buckets.meta).Get([]byte("cursor")); len(b) == 8 {
-			c = kml.Position(binary.BigEndian.Uint64(b))
+	return x.flushed
+}
+
+// fileState is what the file says of itself.
+type fileState struct {
+	cursor kml.Position // it is as of here
+	crc    uint32       // see SetCursorCRC
+	n, sum uint64       // of its entries: how many, and their CRCs added up
+}
+
+var stateKey = []byte("state")
+
+func stateOf(tx *bolt.Tx) (f fileState, err error) {
+	b := tx.Bucket(buckets.meta).Get(stateKey)
+	if b == nil {
+		return f, nil // a new file
+	}
+	b, ok := sealed(stateKey, b)
+	if !ok || len(b) != 28 {
+		return f, errSeal
+	}
+	be := binary.BigEndian
+	return fileState{be64(b), be.Uint32(b[24:]), be.Uint64(b[8:]), be.Uint64(b[16:])}, nil
+}
+
+func be64(b []byte) kml.Position { return kml.Position(binary.BigEndian.Uint64(b)) }
+
+func (f fileState) put(tx *bolt.Tx) error {
+	b := binary.BigEndian.AppendUint32(key64(uint64(f.cursor), f.n, f.sum), f.crc)
+	return tx.Bucket(buckets.meta).Put(stateKey, seal(stateKey, b))
+}
+
+func (f *fileState) count(sealed []byte) {
+	f.n++
+	f.sum += uint64(crcOf(sealed))
+}
+
+func (f *fileState) uncount(sealed []byte) {
+	f.n--
+	f.sum -= uint64(crcOf(sealed))
+}
+
+// writer puts changes into the file, and keeps count.
+type writer struct {
+	tx    *bolt.Tx
+	state fileState
+	todo  []entry
+	err   error
+}
+
+// entry is what becomes of a key; a nil value deletes it.
+type entry struct{ k, v []byte }
+
+func (w *writer) put(k, v []byte) { w.todo = append(w.todo, entry{k, seal(k, v)}) }
+
+func (w *writer) del(k []byte) { w.todo = append(w.todo, entry{k: k}) }
+
+// into writes what was put and deleted into a bucket. In the order of the keys:
+// bbolt keeps what a transaction adds to a page in one row until it ends, and
+// would move half of that aside for every key.
+func (w *writer) into(bucket []byte) {
+	slices.SortFunc(w.todo, func(x, y entry) int { return bytes.Compare(x.k, y.k) })
+	b := w.tx.Bucket(bucket)
+	for _, e := range w.todo {
+		old := b.Get(e.k)
+		if old != nil {
+			w.state.uncount(old)
 		}
-		return nil
-	})
-	return c
+		switch {
+		case w.err != nil:
+		case e.v != nil:
+			w.state.count(e.v)
+			w.err = b.Put(e.k, e.v)
+		case old != nil:
+			w.err = b.Delete(e.k)
+		}
+	}
+	clear(w.todo)
+	w.todo = w.todo[:0]
 }
 
 // write puts an overlay into the file.
-func (o *overlay) write(tx *bolt.Tx) error {
-	var errs []error
-	put := func(bucket, k, v []byte) {
-		if err := tx.Bucket(bucket).Put(k, v); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	del := func(bucket, k []byte) {
-		if err := tx.Bucket(bucket).Delete(k); err != nil {
-			errs = append(errs, err)
-		}
-	}
+func (o *overlay) write(w *writer) {
 	for oid, obj := range o.objs {
 		if obj == nil {
-			del(buckets.obj, key64(uint64(oid)))
+			w.del(key64(uint64(oid)))
 		} else {
-			put(buckets.obj, key64(uint64(oid)), obj.encode())
+			w.put(key64(uint64(oid)), obj.encode())
 		}
 	}
+	w.into(buckets.obj)
 	for p, m := range o.names {
 		for n, v := range m {
 			if v.oid == 0 {
-				del(buckets.name, nameKey(Name{p, n}))
+				w.del(nameKey(Name{p, n}))
 			} else {
-				put(buckets.name, nameKey(Name{p, n}), key64(uint64(v.oid), uint64(v.known)))
+				w.put(nameKey(Name{p, n}), key64(uint64(v.oid), uint64(v.known)))
 			}
 		}
 	}
+	w.into(buckets.name)
 	for oid, m := range o.links {
 		for n, there := range m {
 			if there {
-				put(buckets.link, linkKey(oid, n), []byte{})
+				w.put(linkKey(oid, n), nil)
 			} else {
-				del(buckets.link, linkKey(oid, n))
+				w.del(linkKey(oid, n))
 			}
 		}
 	}
+	w.into(buckets.link)
 	for ino, oid := range o.inos {
 		if oid == 0 {
-			del(buckets.ino, key64(ino))
+			w.del(key64(ino))
 		} else {
-			put(buckets.ino, key64(ino), key64(uint64(oid)))
+			w.put(key64(ino), key64(uint64(oid)))
 		}
 	}
+	w.into(buckets.ino)
 	for org, p := range o.origins {
-		put(buckets.origin, key64(uint64(org.Site), org.Seq), key64(uint64(p)))
+		w.put(key64(uint64(org.Site), org.Seq), key64(uint64(p)))
 	}
+	w.into(buckets.origin)
 	for id, st := range o.sites {
-		put(buckets.site, key64(uint64(id)), key64(st.lastSeq, st.maxCounter, st.forgotten))
-		errs = append(errs, forgetOrigins(tx, id, st.forgotten))
+		w.put(key64(uint64(id)), key64(st.lastSeq, st.maxCounter, st.forgotten))
 	}
-	return errors.Join(errs...)
+	w.into(buckets.site)
+	for id, st := range o.sites {
+		w.forget(id, st.forgotten)
+	}
 }
 
-// forgetOrigins drops the outcomes a site has acknowledged.
-func forgetOrigins(tx *bolt.Tx, id kml.SiteID, upTo uint64) error {
-	c := tx.Bucket(buckets.origin).Cursor()
+// forget drops the outcomes a site has acknowledged.
+func (w *writer) forget(id kml.SiteID, upTo uint64) {
+	c := w.tx.Bucket(buckets.origin).Cursor()
 	prefix := key64(uint64(id))
-	for k, _ := c.Seek(prefix); len(k) == 16 && string(k[:8]) == string(prefix) && binary.BigEndian.Uint64(k[8:]) <= upTo; k, _ = c.Seek(prefix) {
-		if err := c.Delete(); err != nil {
-			return err
-		}
+	for k, v := c.Seek(prefix); w.err == nil && len(k) == 16 && string(k[:8]) == string(prefix) && binary.BigEndian.Uint64(k[8:]) <= upTo; k, v = c.Seek(prefix) {
+		w.state.uncount(v)
+		w.err = c.Delete()
 	}
-	return nil
 }
 
 // Close writes what stands in memory and closes the file. It may be called

@@ -215,6 +215,11 @@ func (t *Tree) ownSite(id kml.SiteID) bool {
 // recoverHistory brings tree, index and log together after history was cut.
 // moved are the objects whose inodes the index does not know.
 func (t *Tree) recoverHistory(moved map[kml.OID]bool) error {
+	if t.stripped {
+		if err := t.allObjects(moved); err != nil {
+			return err
+		}
+	}
 	if err := t.adoptAll(moved); err != nil {
 		return err
 	}
@@ -229,7 +234,12 @@ func (t *Tree) recoverHistory(moved map[kml.OID]bool) error {
 	if err := t.emptyStage(); err != nil {
 		return err
 	}
-	if len(t.past.recs) > 0 {
+	if t.lost.Load() {
+		if err := t.findAgain(); err != nil {
+			return err
+		}
+		t.lost.Store(false)
+	} else if len(t.past.recs) > 0 {
 		if err := t.weigh(t.past); err != nil {
 			return err
 		}
@@ -251,8 +261,8 @@ func (t *Tree) recoverHistory(moved map[kml.OID]bool) error {
 	if err := t.state.beginRun(t.opt.Boot, t.now()); err != nil {
 		return err
 	}
-	t.past = nil
-	return os.Remove(t.state.Path(evidenceFile))
+	t.past, t.stripped = nil, false
+	return ignore(os.Remove(t.state.Path(evidenceFile)), fs.ErrNotExist)
 }
 
 // claim makes a copied fileset the one of this folder on this machine.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -34,43 +35,56 @@ type IndexOptions struct {
 	// memory; 0 is 8192 and 1 s.
 	FlushSize  int
 	FlushEvery time.Duration
+	// Firm says up to which position changes may go to the file: what a commit
+	// covers, so that a crash of the machine leaves no index that is ahead of
+	// history. It may be called from any goroutine and must not use the index. nil
+	// is no bound.
+	Firm func() kml.Position
 	// Before is called before the file gets to a position; its error leaves the
-	// file as it is, to be tried again. nil: nothing is.
+	// file as it is, to be tried again. It must not wait for a lock that is held
+	// over an Update. nil: nothing is.
 	Before func(kml.Position) error
+	// CheckMax is how large a file may be, in bytes, to be read whole before it is
+	// used (see Check).
+	CheckMax int64
 
 	failFlush func() error // tests: what a flush fails with
 }
 
 // Index knows every object of a tree: by oid, by name, by inode number. Changes
 // go to memory at once and to a bbolt file later, together with the position of
-// the log they belong to (the cursor): the index is behind the log and never
-// ahead of it by more than a crash can put right. It may be used by many
+// the log they belong to (the cursor): the file is behind the log, and behind
+// what of it is durable. It may be used by many
 // goroutines; one Update runs at a time.
 type Index struct {
 	db     *bolt.DB
 	path   string
 	bad    atomic.Bool // damage was found inside the file
+	torn   atomic.Bool // an entry was found that is
+	whole  bool        // the file was read whole when it was opened
 	opt    IndexOptions
 	logger *slog.Logger
 
 	wmu sync.Mutex // one Update
 	own *overlay   // of the last Update, emptied, for the next
 
-	mu      sync.RWMutex
-	layers  []*overlay   // newest first; never empty; only the newest changes
+	mu     sync.RWMutex
+	layers []*overlay // newest first; never empty; only the newest changes
+	// waiting: the newest has what should be written and is not firm.
+	waiting bool
 	room    sync.Cond    // on mu: a flush has made room
 	clean   readCache    // of the file, below the layers
 	flushed kml.Position // cursor of the file
-
-	fmu  sync.Mutex // one flush
-	kick chan struct{}
-	stop chan struct{}
-	done chan struct{}
-	once sync.Once
-	err  error // of the last flush; guarded by mu
+	fmu     sync.Mutex   // one flush
+	kick    chan struct{}
+	stop    chan struct{}
+	done    chan struct{}
+	once    sync.Once
+	err     error // of the last flush; guarded by mu
 }
 
-// The buckets. Keys are big-endian, so that they sort.
+// The buckets. Keys are big-endian, so that they sort; values are sealed (see
+// seal), but for the version.
 var buckets = struct{ obj, name, link, ino, origin, site, meta []byte }{
 	obj:    []byte("obj"),    // oid -> Object
 	name:   []byte("name"),   // parent oid, name -> oid, known
@@ -84,7 +98,7 @@ var buckets = struct{ obj, name, link, ino, origin, site, meta []byte }{
 // mmapAhead is address space, not memory: a file that outgrows its mapping has to
 // wait for every reader, a snapshot stream among them.
 const (
-	indexVersion = 1
+	indexVersion = 2
 	mmapAhead    = 8 << 30
 )
 
@@ -110,6 +124,9 @@ func OpenIndex(path string, o IndexOptions) (*Index, error) {
 	x := &Index{db: db, path: path, opt: o, logger: o.Logger, kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
 	x.room.L = &x.mu
 	cursor, crc, err := x.prepare()
+	if err == nil {
+		err = x.checkFirst()
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), db.Close())
 	}
@@ -134,13 +151,9 @@ func (x *Index) prepare() (cursor kml.Position, crc uint32, err error) {
 		if v := meta.Get([]byte("version")); len(v) != 1 || v[0] != indexVersion {
 			return fmt.Errorf("version %v: %w", v, ErrIndexDamaged)
 		}
-		if c := meta.Get([]byte("cursor")); len(c) == 8 {
-			cursor = kml.Position(binary.BigEndian.Uint64(c))
-		}
-		if c := meta.Get([]byte("crc")); len(c) == 4 {
-			crc = binary.BigEndian.Uint32(c)
-		}
-		return nil
+		f, err := stateOf(tx)
+		cursor, crc = f.cursor, f.crc
+		return err
 	})
 	return cursor, crc, err
 }
@@ -161,6 +174,7 @@ func linkKey(oid kml.OID, n Name) []byte {
 
 // source is where a value is looked up: overlays, newest first, then the file.
 type source struct {
+	x      *Index
 	layers []*overlay
 	tx     *bolt.Tx
 }
@@ -169,7 +183,7 @@ type source struct {
 func (x *Index) read(f func(s source) error) error {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.view(func(tx *bolt.Tx) error { return f(source{x.layers, tx}) })
+	return x.view(func(tx *bolt.Tx) error { return f(source{x, x.layers, tx}) })
 }
 
 func getTop(layers []*overlay, oid kml.OID) (*Object, bool) {
@@ -197,7 +211,7 @@ func (s source) get(oid kml.OID) (*Object, error) {
 		}
 		return o, nil
 	}
-	b := s.tx.Bucket(buckets.obj).Get(key64(uint64(oid)))
+	b := s.x.value(s.tx, buckets.obj, key64(uint64(oid)))
 	if b == nil {
 		return nil, ErrNotFound
 	}
@@ -208,7 +222,7 @@ func (s source) child(n Name) (nameVal, bool) {
 	if v, ok := nameTop(s.layers, n); ok {
 		return v, true
 	}
-	return decodeName(s.tx.Bucket(buckets.name).Get(nameKey(n)))
+	return decodeName(s.x.value(s.tx, buckets.name, nameKey(n)))
 }
 
 func decodeName(b []byte) (nameVal, bool) {
@@ -233,7 +247,7 @@ func (x *Index) Get(oid kml.OID) (o *Object, err error) {
 		return o, nil
 	}
 	err = x.view(func(tx *bolt.Tx) error {
-		o, err = source{tx: tx}.get(oid)
+		o, err = source{x: x, tx: tx}.get(oid)
 		return err
 	})
 	if err == nil || errors.Is(err, ErrNotFound) { // every new object is asked for first
@@ -254,7 +268,7 @@ func (x *Index) Child(parent kml.OID, name string) (oid kml.OID, known kml.Posit
 	}
 	if !found {
 		_ = x.view(func(tx *bolt.Tx) error {
-			v, found = source{tx: tx}.child(n)
+			v, found = source{x: x, tx: tx}.child(n)
 			return nil
 		})
 		// What is not there is kept, too: every create asks first.
@@ -294,7 +308,7 @@ func (s source) children(parent kml.OID, after string, max int) []NameEntry {
 		inFile := len(k) >= 8 && string(k[:8]) == string(prefix)
 		switch {
 		case inFile && (len(order) == 0 || string(k[8:]) < order[0]):
-			if nv, ok := decodeName(v); ok && nv.oid != 0 {
+			if nv, ok := decodeName(s.x.unseal(k, v)); ok && nv.oid != 0 {
 				out = append(out, NameEntry{string(k[8:]), nv.oid, nv.known})
 			}
 			k, v = c.Next()
@@ -329,7 +343,8 @@ func (s source) namesOf(oid kml.OID) []Name {
 	set := make(map[Name]bool)
 	prefix := key64(uint64(oid))
 	c := s.tx.Bucket(buckets.link).Cursor()
-	for k, _ := c.Seek(prefix); len(k) >= 16 && string(k[:8]) == string(prefix); k, _ = c.Next() {
+	for k, v := c.Seek(prefix); len(k) >= 16 && string(k[:8]) == string(prefix); k, v = c.Next() {
+		s.x.unseal(k, v)
 		set[Name{kml.OID(binary.BigEndian.Uint64(k[8:])), string(k[16:])}] = true
 	}
 	for i := len(s.layers) - 1; i >= 0; i-- {
@@ -366,7 +381,7 @@ func (x *Index) ByIno(ino uint64) (oid kml.OID, ok bool) {
 		return oid, oid != 0
 	}
 	_ = x.view(func(tx *bolt.Tx) error {
-		oid, ok = source{tx: tx}.byIno(ino)
+		oid, ok = source{x: x, tx: tx}.byIno(ino)
 		return nil
 	})
 	return oid, ok
@@ -385,7 +400,7 @@ func (s source) byIno(ino uint64) (kml.OID, bool) {
 	if oid, ok := inoTop(s.layers, ino); ok {
 		return oid, oid != 0
 	}
-	b := s.tx.Bucket(buckets.ino).Get(key64(ino))
+	b := s.x.value(s.tx, buckets.ino, key64(ino))
 	if len(b) != 8 {
 		return 0, false
 	}
@@ -409,6 +424,7 @@ func (x *Index) CursorCRC() uint32 {
 // View is the index at one moment. It must be closed soon: the file cannot
 // reuse space while it is open.
 type View struct {
+	x      *Index
 	s      source
 	cursor kml.Position
 }
@@ -425,18 +441,36 @@ func (x *Index) View() (*View, error) {
 	}
 	cursor := x.layers[0].cursor
 	if x.layers[0].size > 0 {
-		x.layers = append([]*overlay{x.layers[0].above()}, x.layers...)
-		return &View{source{x.layers[1:], tx}, cursor}, nil
+		x.freeze()
 	}
-	return &View{source{x.layers[1:], tx}, cursor}, nil
+	return &View{x, source{x, x.layers[1:], tx}, cursor}, nil
 }
 
 // Get is Index.Get at the view's moment.
-func (v *View) Get(oid kml.OID) (*Object, error) { return v.s.get(oid) }
+func (v *View) Get(oid kml.OID) (o *Object, err error) {
+	defer v.x.guard(&err, debug.SetPanicOnFault(true))
+	return v.s.get(oid)
+}
 
 // Children is Index.Children at the view's moment.
-func (v *View) Children(parent kml.OID, after string, max int) ([]NameEntry, error) {
+func (v *View) Children(parent kml.OID, after string, max int) (es []NameEntry, err error) {
+	defer v.x.guard(&err, debug.SetPanicOnFault(true))
 	return v.s.children(parent, after, max), nil
+}
+
+// each calls f with every object of the file, whatever stands in memory.
+func (v *View) each(f func(o *Object) error) (err error) {
+	defer v.x.guard(&err, debug.SetPanicOnFault(true))
+	return v.s.tx.Bucket(buckets.obj).ForEach(func(k, b []byte) error {
+		if len(k) != 8 {
+			return errObject
+		}
+		o, err := decodeObject(kml.OID(binary.BigEndian.Uint64(k)), v.x.unseal(k, b))
+		if err != nil {
+			return err
+		}
+		return f(o)
+	})
 }
 
 // Cursor is the position the view is as of.

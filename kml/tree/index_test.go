@@ -1,12 +1,17 @@
 package tree
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -371,12 +376,77 @@ func TestIndexBoundedWhileFlushesFail(t *testing.T) {
 	ok(t, err)
 }
 
+// TestIndexStaysBehindTheMark changes a tree faster than it commits: the index's
+// file is never ahead of what is durable, nor does memory hold more than it may,
+// and a crash of the machine leaves an index that is gone on with.
+func TestIndexStaysBehindTheMark(t *testing.T) {
+	dir := t.TempDir()
+	ok(t, Init(dir, Options{NoWatch: true, Boot: bootOf(0)}))
+	for _, sync := range []SyncMode{SyncNever, SyncInterval, SyncAlways} {
+		o := Options{NoWatch: true, Boot: bootOf(1 + int(sync)), Sync: sync, SyncEvery: time.Hour, maxDirty: 8}
+		tr, err := Open(dir, o)
+		ok(t, err)
+		start := tr.Durable()
+		for i := range 200 {
+			must[Attr](t)(tr.Mkdir(ctx, nil, kml.RootOID, fmt.Sprintf("d%d-%d", sync, i), 0o755))
+			ok(t, tr.index.Flush())
+			if c, d := tr.index.Flushed(), tr.Durable(); c > d {
+				t.Fatalf("after %d changes the index is at %s, durable is %s", i, c, d)
+			}
+		}
+		if tr.Durable() == start {
+			t.Error("no commit was made for the index")
+		}
+		tr.index.mu.RLock()
+		if n := tr.index.pendingSize(); n > maxUnfirm*8 {
+			t.Errorf("%d changes stand in memory", n)
+		}
+		tr.index.mu.RUnlock()
+		ok(t, tr.closeParts()) // as the disk is when the machine goes down now
+
+		o.Boot = bootOf(2 + int(sync))
+		var said logLines
+		o.Logger = slog.New(&said)
+		tr, err = Open(dir, o)
+		ok(t, err)
+		if said.has("index is made again") || !said.has("history was cut") {
+			t.Errorf("the opener said %q", said.lines)
+		}
+		checkAgrees(t, tr)
+		checkReplay(t, tr)
+		ok(t, tr.Close())
+	}
+}
+
+// logLines keeps the messages of a logger.
+type logLines struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (l *logLines) Enabled(context.Context, slog.Level) bool { return true }
+func (l *logLines) WithAttrs([]slog.Attr) slog.Handler       { return l }
+func (l *logLines) WithGroup(string) slog.Handler            { return l }
+
+func (l *logLines) Handle(_ context.Context, r slog.Record) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lines = append(l.lines, r.Message)
+	return nil
+}
+
+func (l *logLines) has(part string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.lines, func(s string) bool { return strings.Contains(s, part) })
+}
+
 // TestIndexDamagedInside overwrites pages of an index: nothing panics, and the
 // fileset is whole again, at once or after the next start.
 func TestIndexDamagedInside(t *testing.T) {
-	rounds := 6
+	rounds := 20
 	if testutil.Long() {
-		rounds = 200
+		rounds = 400
 	}
 	rnd := testutil.Rand(t)
 	dir := t.TempDir()
@@ -388,9 +458,16 @@ func TestIndexDamagedInside(t *testing.T) {
 	rebuilt := 0
 	for range rounds {
 		b := must[[]byte](t)(os.ReadFile(path))
-		page := 2 + rnd.IntN(44) // those in use lie at the beginning
-		for i := range 4096 {
-			b[page*4096+i] = byte(rnd.Uint32())
+		page := b[(2+rnd.IntN(44))*4096:][:4096] // those in use lie at the beginning
+		switch rnd.IntN(3) {
+		case 0:
+			for i := range page {
+				page[i] = byte(rnd.Uint32())
+			}
+		case 1:
+			clear(page[rnd.IntN(4096):])
+		default:
+			page[rnd.IntN(4096)] ^= 1 << rnd.IntN(8)
 		}
 		ok(t, os.WriteFile(path, b, 0o600))
 		tr, err := Open(dir, Options{NoWatch: true})
@@ -403,6 +480,10 @@ func TestIndexDamagedInside(t *testing.T) {
 		if _, err := os.Stat(path + damagedSuffix); err == nil {
 			rebuilt++
 			ok(t, os.Remove(path+damagedSuffix))
+		}
+		checkReplay(t, tr) // nothing is wrong silently
+		if t.Failed() {
+			t.FailNow()
 		}
 		ok(t, tr.Close())
 	}

@@ -53,12 +53,14 @@ func (t *Tree) begin() error {
 	if err := t.index.Flush(); err != nil {
 		return err
 	}
+	t.importing.Store(false)
 	return t.state.Update(func(f *Fileset) { f.Importing = false })
 }
 
 // adoptRoot gives a new index the root folder, which no record makes.
 func (t *Tree) adoptRoot() error {
-	if _, err := t.index.Get(kml.RootOID); !errors.Is(err, ErrNotFound) {
+	old, err := t.index.Get(kml.RootOID)
+	if err == nil && len(old.Handle) > 0 || err != nil && !errors.Is(err, ErrNotFound) {
 		return err
 	}
 	var st unix.Statx_t
@@ -71,6 +73,9 @@ func (t *Tree) adoptRoot() error {
 	}
 	a := kmlAttr(&st)
 	return t.index.Update(func(b *Batch) error {
+		if old != nil {
+			return noteInode(b, kml.RootOID, &st, h)
+		}
 		return b.Put(&Object{OID: kml.RootOID, Attr: a, Parent: kml.RootOID, Ino: st.Ino, Handle: h,
 			Fp: fingerprint(&st), Btime: nsOf(st.Btime), Ctime: nsOf(st.Ctime)})
 	})

@@ -14,51 +14,6 @@ import (
 	"github.com/mezzofs/mezzo/kml"
 )
 
-// openIndex opens the index, and cuts history where log and index cannot be
-// trusted. An index that is missing, damaged, a copy's or ahead of history is
-// made again from the log.
-func (t *Tree) openIndex() (*Index, error) {
-	path := t.state.Path("index.db")
-	o := IndexOptions{Logger: t.logger, Track: func(s kml.SiteID) bool { return !t.ownSite(s) }, Before: t.beforeFlush}
-	x, err := OpenIndex(path, o)
-	if err != nil && !errors.Is(err, ErrIndexDamaged) {
-		return nil, err
-	}
-	var at kml.Position
-	if err == nil {
-		at = x.Cursor()
-	}
-	if err := t.settleHistory(at); err != nil {
-		if x != nil {
-			err = errors.Join(err, x.Close())
-		}
-		return nil, err
-	}
-	fs := t.state.Fileset()
-	t.site = fs.Site
-	t.suspect.Store(fs.Suspect)
-	if err == nil && at <= t.log.End() && (t.past == nil || !t.past.Copied && at <= t.past.After) {
-		return x, nil
-	}
-	if t.log.Start() != 0 {
-		if x != nil {
-			err = errors.Join(err, x.Close())
-		}
-		return nil, errors.Join(fmt.Errorf("%s cannot be used as it is, and the log no longer reaches back to its beginning to make it again: "+
-			"restore the whole .mezzo from a backup, or move it away and run mezzo init (clients then start over)", path), err)
-	}
-	t.logger.Warn("index is made again from the log", "fileset", t.dir, "err", err)
-	if err == nil {
-		if err := x.Close(); err != nil {
-			return nil, err
-		}
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	return OpenIndex(path, o)
-}
-
 // recoverState brings index, tree and log together after whatever ended the last
 // run: records behind the index are applied, each intent is decided by looking
 // at the tree, each open-dirty file becomes a store.
@@ -69,6 +24,8 @@ func (t *Tree) recoverState() (err error) {
 	if t.sites, err = openSites(t.state.Path("sites.json")); err != nil {
 		return err
 	}
+	// What the last run did not come to commit may not have reached the disk.
+	t.fresh.all = t.log.End() > t.log.Durable()
 	moved, err := t.catchUp()
 	if err != nil {
 		return err
@@ -82,8 +39,6 @@ func (t *Tree) recoverState() (err error) {
 	if t.past != nil {
 		return t.recoverHistory(moved)
 	}
-	// What the last run did not come to commit may not have reached the disk.
-	t.fresh.all = t.log.End() > t.log.Durable()
 	for slot, b := range t.intents.All() {
 		r, _, _, err := kml.ParseRecord(b, 0)
 		if err != nil {
@@ -138,7 +93,11 @@ func (t *Tree) sweepStage() error {
 // or fingerprints the index has yet to learn: intents are decided first, since
 // one may have put another inode under a name.
 func (t *Tree) catchUp() (moved map[kml.OID]bool, err error) {
-	rd, err := t.log.ReaderAfter(t.index.Cursor())
+	from := t.index.Cursor()
+	if t.lost.Load() {
+		from = t.log.Start()
+	}
+	rd, err := t.log.ReaderAfter(from)
 	if err != nil {
 		return nil, err
 	}
@@ -169,6 +128,7 @@ func (t *Tree) catchUp() (moved map[kml.OID]bool, err error) {
 		if err != nil {
 			return nil, err
 		}
+		t.relieve()
 	}
 	return moved, nil
 }

@@ -187,12 +187,12 @@ func (r *Replica) openIndex() error {
 	t := r.t
 	path := t.state.Path("index.db")
 	// Outcomes of others' records are of no use here.
-	o := IndexOptions{Logger: t.logger, Track: func(kml.SiteID) bool { return false }, Before: r.beforeFlush,
+	o := IndexOptions{Logger: t.logger, Track: func(kml.SiteID) bool { return false }, Before: r.beforeFlush, CheckMax: t.state.checkMax(),
 		FlushSize: 32 << 10, FlushEvery: 5 * time.Second}
 	x, err := OpenIndex(path, o)
 	if errors.Is(err, ErrIndexDamaged) {
 		t.logger.Warn("index is damaged; the directory is compared with the master", "fileset", t.dir, "err", err)
-		if err := errors.Join(os.Remove(path), r.startOver()); err != nil {
+		if err := errors.Join(ignore(os.Remove(path), os.ErrNotExist), r.startOver()); err != nil {
 			return err
 		}
 		x, err = OpenIndex(path, o)

@@ -62,6 +62,7 @@ func (t *Tree) reconcilePresent(ctx context.Context, oid kml.OID, deep bool, gon
 		if err := t.reconcileName(ctx, oid, e.Name); err != nil && !errors.Is(err, syscall.ESTALE) {
 			return err
 		}
+		t.relieve()
 		if !deep {
 			continue
 		}

@@ -36,7 +36,9 @@ type Options struct {
 	// NoWatch turns off the watch for edits behind the tree's back, and the
 	// scan for earlier ones; they are then found when they are met.
 	NoWatch  bool
-	maxMarks int // tests: another maxMarks; -1 watches the file system
+	maxMarks int   // tests: another maxMarks; -1 watches the file system
+	maxDirty int   // tests: another IndexOptions.FlushSize
+	everyLog int64 // tests: another checkpointEvery
 	// RetainSize and RetainAge are how much of the log is kept, in bytes and
 	// since its records were made: whichever keeps more. 0 are kml's defaults.
 	RetainSize int64
@@ -79,10 +81,14 @@ type Tree struct {
 	dev    [2]uint32 // the file system dir is on
 	root   bool      // the process may give files away
 
-	state    *State
-	replica  *Replica  // nil: a master's tree
-	mounts   sync.Map  // Name of what is left out: another file system is mounted there
-	past     *evidence // while history that was cut is being settled
+	state   *State
+	replica *Replica  // nil: a master's tree
+	mounts  sync.Map  // Name of what is left out: another file system is mounted there
+	past    *evidence // while history that was cut is being settled
+	// While history is settled. stripped: the index was made again for another
+	// place and knows no inodes. lost: history was given up, see startOver.
+	stripped bool
+	lost     atomic.Bool
 	damage   *damage
 	suspect  atomic.Pointer[Suspect] // nil: no crash left anything to look at
 	index    *Index
@@ -107,15 +113,18 @@ type Tree struct {
 	seq   uint64   // own records
 	fresh unsynced // what records since the last commit touched
 
-	serving  atomic.Bool // recovery is through
-	failed   atomic.Pointer[error]
-	scanning atomic.Int32 // scans under way
+	serving   atomic.Bool // recovery is through
+	importing atomic.Bool // until Init is through
+	failed    atomic.Pointer[error]
+	scanning  atomic.Int32 // scans under way
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	kick   chan struct{} // an object became open-dirty
 	wg     sync.WaitGroup
-	cmu    sync.Mutex // one commit at a time
+	cmu    sync.Mutex   // one commit at a time
+	kept   checkpointed // retainLoop's
+	rmu    sync.Mutex   // one relieve at a time; taken before cmu
 	closed sync.Once
 	endErr error
 }
@@ -181,9 +190,13 @@ func openState(dir string, st *State, o Options) (*Tree, error) {
 		}
 		t.wg.Go(t.firstScan)
 	}
+	t.findCheckpoint()
 	t.serving.Store(true)
 	t.wg.Go(t.cutLoop)
 	t.wg.Go(t.retainLoop)
+	if !t.index.whole {
+		t.wg.Go(t.checkLoop)
+	}
 	if o.Sync != SyncNever {
 		t.wg.Go(t.commitLoop)
 	}
@@ -206,6 +219,7 @@ func (t *Tree) firstScan() {
 func (t *Tree) openParts() (err error) {
 	fs := t.state.Fileset()
 	t.site = fs.Site
+	t.importing.Store(fs.Importing)
 	if t.opt.Boot, err = bootOr(t.opt.Boot); err != nil {
 		return err
 	}

@@ -35,6 +35,8 @@ func (f *accessFlags) add(c *cobra.Command) {
 	f.msize, f.maxBytes = sizeFlag{p9srv.DefaultMessageSize}, sizeFlag{p9srv.DefaultMaxBytes}
 	fl.BoolVar(&f.readOnly, "ro", false, "refuse all changes")
 	fl.StringVar(&f.squash, "squash", "none", "serve `WHO` as somebody else: none, root or all")
+	// Only an unknown flag is an error.
+	_ = c.RegisterFlagCompletionFunc("squash", cobra.FixedCompletions([]string{"none", "root", "all"}, cobra.ShellCompDirectiveNoFileComp))
 	fl.StringVar(&f.uid, "uid", "", "the `USER` whom --squash serves them as, a name or number (default nobody)")
 	fl.StringVar(&f.gid, "gid", "", "the `GROUP` whom --squash serves them as (default that of --uid)")
 	fl.BoolVar(&f.devices, "devices", false, "let root make device nodes")
@@ -59,6 +61,9 @@ type access struct {
 func fullAccess() access {
 	return access{engine: p9srv.Options{MaxMessageSize: p9srv.DefaultMessageSize}}
 }
+
+// shared says whether more users than this one and root are let in.
+func (a access) shared() bool { return os.Geteuid() == 0 || a.open }
 
 // resolve checks the flags together.
 func (f *accessFlags) resolve() (access, error) {

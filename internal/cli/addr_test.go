@@ -81,7 +81,7 @@ func TestListenRefuses(t *testing.T) {
 		{unixAddress("/" + strings.Repeat("x", 200)), exitFailed, "at most 107"},
 		{unixAddress("/nosuch/dir/x"), exitFailed, "no such file"},
 	} {
-		ls, err := listenAll(t.Context(), []address{unixAddress(filepath.Join(dir, "first")), tt.in}, false)
+		ls, err := listenAll(t.Context(), listening{addrs: []address{unixAddress(filepath.Join(dir, "first")), tt.in}})
 		if err == nil || exitCode(err) != tt.code || !strings.Contains(err.Error(), tt.want) || ls != nil {
 			t.Errorf("%v: %v, code %d", tt.in, err, exitCode(err))
 		}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -71,8 +70,8 @@ func (a *app) filesetAt(ctx context.Context, addr address) (string, error) {
 	defer x.Close()
 	var text bytes.Buffer
 	if err := readWhole(ctx, x, "status", &text); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			err = errors.New("is a 9P server, but no mezzo master")
+		if errors.As(err, new(*problem)) {
+			return "", err
 		}
 		return "", &problem{Thing: addr.String(), Err: err, Remedy: "mount it with: " + addr.kernelMount("MNT", maxKernelMsize, false), Code: exitFailed}
 	}

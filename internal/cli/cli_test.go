@@ -79,6 +79,13 @@ func TestPathProblem(t *testing.T) {
 
 // TestSecondSignalForces wants the first signal to end the context and the
 // second to run what was registered and to exit with its code.
+func TestMountProblem(t *testing.T) {
+	err := mountProblem("mnt", errors.New("mnt: fusermount3 refused: /usr/bin/fusermount3: failed to open /dev/fuse: Permission denied (exit status 1)"))
+	if want := "mnt: this user may not use /dev/fuse: let it"; !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("%v, want %s...", err, want)
+	}
+}
+
 func TestSecondSignalForces(t *testing.T) {
 	sig, exited := make(chan os.Signal), make(chan int, 1)
 	a := &app{env: Env{Signals: sig, Exit: func(code int) { exited <- code }}, last: map[int]func(){}}

@@ -18,26 +18,48 @@ import (
 // unix(7) without its final zero.
 const maxSocketPath = 107
 
+// listening is where and how a server listens.
+type listening struct {
+	addrs    []address
+	insecure bool
+	shared   bool // with users who are let in: without it sockets are this user's alone
+}
+
 // listenAll opens every address, or none.
-func listenAll(ctx context.Context, addrs []address, insecure bool) (ls []net.Listener, err error) {
+func listenAll(ctx context.Context, l listening) (ls []net.Listener, err error) {
 	defer func() {
 		if err != nil {
 			closeAll(ls)
 			ls = nil
 		}
 	}()
-	for _, a := range addrs {
-		if !a.loopback() && !insecure {
+	for _, a := range l.addrs {
+		if !a.loopback() && !l.insecure {
 			return ls, &problem{Thing: a.String(), Err: errors.New("is reached from other machines, where nobody is asked who he is"),
 				Remedy: "listen at 127.0.0.1 or at a unix socket, or allow it with --insecure", Code: exitUsage}
 		}
-		l, err := p9srv.Listen(ctx, a.String())
+		ln, err := p9srv.Listen(ctx, a.String())
 		if err != nil {
 			return ls, listenProblem(a, err)
 		}
-		ls = append(ls, l)
+		ls = append(ls, ln)
+		if err := a.admit(l.shared); err != nil {
+			return ls, listenProblem(a, err)
+		}
 	}
 	return ls, nil
+}
+
+// admit lets other users connect to a socket, or keeps them out, whatever the
+// umask is. Who may attach is asked besides.
+func (a address) admit(others bool) error {
+	if a.Net != "unix" || a.Path[0] == '@' {
+		return nil
+	}
+	if others {
+		return os.Chmod(a.Path, 0o777)
+	}
+	return os.Chmod(a.Path, 0o700)
 }
 
 func closeAll(ls []net.Listener) {

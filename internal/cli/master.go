@@ -153,7 +153,7 @@ func (a *app) openMaster(ctx context.Context, dir string, addrs []address, flags
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return m, pathProblem(path, err)
 	}
-	m.listeners, err = listenAll(ctx, append([]address{unixAddress(path)}, addrs...), flags.insecure)
+	m.listeners, err = listenAll(ctx, listening{append([]address{unixAddress(path)}, addrs...), flags.insecure, who.shared()})
 	return m, err
 }
 

@@ -92,7 +92,7 @@ func wantsSome(use string) cobra.PositionalArgs {
 	}
 	return func(_ *cobra.Command, args []string) error {
 		if len(args) < least {
-			return usagef("takes %d arguments or more, not %d", least, len(args))
+			return usagef("takes %s or more, not %d", plural(int64(least), "argument"), len(args))
 		}
 		return nil
 	}
@@ -144,7 +144,7 @@ func (n *nine) attach(flags *nineFlags, where string) (err error) {
 	ctx, cancel := context.WithTimeout(n.ctx, dialTimeout)
 	defer cancel()
 	o := client.Options{Msize: uint32(flags.msize.bytes)}
-	if flags.trace {
+	if flags.trace || n.a.verbose >= 2 {
 		o.Trace = n.trace
 	}
 	if n.conn, err = client.Dial(ctx, n.addr.String(), o); err != nil {

@@ -23,6 +23,7 @@ const dialTimeout = 10 * time.Second
 
 // remoteExtension is the extension of a master, over 9P.
 type remoteExtension struct {
+	addr address
 	conn *client.Conn
 	root *client.Fid
 }
@@ -41,11 +42,14 @@ func (a *app) dialExtension(ctx context.Context, addr address) (extension, error
 		conn.Close()
 		return nil, dialProblem(addr, err)
 	}
-	return &remoteExtension{conn, root}, nil
+	return &remoteExtension{addr, conn, root}, nil
 }
 
 func (r *remoteExtension) open(ctx context.Context, name string, write bool) (extensionFile, error) {
-	f, _, err := r.root.Walk(ctx, append([]string{stateDir}, strings.Split(name, "/")...)...)
+	f, qids, err := r.root.Walk(ctx, append([]string{stateDir}, strings.Split(name, "/")...)...)
+	if errors.Is(err, fs.ErrNotExist) && len(qids) == 0 {
+		return nil, r.addr.noMaster()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -57,6 +61,11 @@ func (r *remoteExtension) open(ctx context.Context, name string, write bool) (ex
 		return nil, errors.Join(err, f.Clunk(ctx))
 	}
 	return &remoteFile{ctx: ctx, fid: f}, nil
+}
+
+// noMaster is that what is served at a has no log.
+func (a address) noMaster() error {
+	return &problem{Thing: a.String(), Err: errors.New("is a 9P server, but no mezzo master"), Remedy: "mount it with: " + a.kernelMount("MNT", maxKernelMsize, false)}
 }
 
 func (r *remoteExtension) Close() error { return r.conn.Close() }

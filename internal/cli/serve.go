@@ -99,7 +99,7 @@ func (a *app) servePlain(ctx context.Context, dir string, flags *serveFlags) (er
 		closeAll(s.listeners)
 		err = errors.Join(err, t.Close())
 	}()
-	if s.listeners, err = listenAll(ctx, addrs, flags.insecure); err != nil {
+	if s.listeners, err = listenAll(ctx, listening{addrs, flags.insecure, who.shared()}); err != nil {
 		return err
 	}
 	a.out("serving %s; mount it with one of\n", shellQuote(dir))

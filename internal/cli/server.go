@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"os"
 	"sync"
 
 	"github.com/mezzofs/mezzo/p9srv"
@@ -44,6 +43,9 @@ func (s *server) serve(ctx context.Context, a *app) error {
 	errs := make([]error, len(s.listeners))
 	o := s.access.engine
 	o.Log = a.log
+	if a.verbose >= 2 {
+		o.Trace = func(conn uint64, line string) { a.log.Debug("9p message", "conn", conn, "message", line) }
+	}
 	var wg sync.WaitGroup
 	for i, l := range s.listeners {
 		srv := p9srv.New(s.at(l), o)
@@ -64,7 +66,7 @@ func (s *server) at(l net.Listener) attacher {
 	if trusted {
 		return at
 	}
-	if os.Geteuid() != 0 && !s.access.open {
+	if !s.access.shared() {
 		at = ownUser{at}
 	}
 	if tcp, ok := l.Addr().(*net.TCPAddr); ok {

@@ -46,6 +46,9 @@ func (a *app) status(ctx context.Context, where string, asJSON bool) error {
 		defer x.Close()
 		err = readWhole(ctx, x, "status", &text)
 	}
+	if errors.As(err, new(*problem)) {
+		return err
+	}
 	if err != nil {
 		return &problem{Thing: p.String(), Err: err}
 	}

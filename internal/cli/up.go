@@ -157,6 +157,9 @@ func mountProblem(mnt string, err error) error {
 	if text, ok := strings.CutPrefix(err.Error(), mnt+": "); ok {
 		p.Err = errors.New(text)
 	}
+	if strings.Contains(err.Error(), "/dev/fuse: Permission denied") {
+		p.Err, p.Remedy = errors.New("this user may not use /dev/fuse"), "let it (chmod 666 /dev/fuse), or run it as root; mezzo serve does without"
+	}
 	if errors.Is(err, syscall.EPERM) {
 		p.Remedy = "mounting wants root, or fusermount3 and a folder of one's own"
 	}

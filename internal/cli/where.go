@@ -129,6 +129,9 @@ func (a *app) connect(ctx context.Context, p place) (extension, error) {
 // readWhole reads a file of an extension to its end.
 func readWhole(ctx context.Context, x extension, name string, w io.Writer) error {
 	f, err := x.open(ctx, name, false)
+	if errors.As(err, new(*problem)) {
+		return err
+	}
 	if err != nil {
 		return fmt.Errorf("%s/%s: %w", stateDir, name, err)
 	}

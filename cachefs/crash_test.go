@@ -52,7 +52,7 @@ func crashWork(dir, addr string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c, err := Open(ctx, Options{Dir: dir, Addr: addr, Host: "h"})
 	if err != nil {

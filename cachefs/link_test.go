@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/mezzofs/mezzo/kml"
 	"github.com/mezzofs/mezzo/kml/tree"
@@ -161,13 +162,16 @@ func TestConnectErrors(t *testing.T) {
 func TestSilentMaster(t *testing.T) {
 	m := newMaster(t)
 	p := newProxy(t, m.sock)
-	c := m.client(p.addr)
+	o := optionsOf(t.TempDir(), p.addr)
+	o.Dead = 2 * time.Second
+	c, err := clientWith(t, o)
+	must(t, err)
 	ctx := ctxOf(t)
 	must(t, writeFile(ctx, c, "f", "x"))
 	must(t, c.Sync(ctx))
 	p.freeze(true)
 	defer p.freeze(false)
-	_, err := c.Mkdir(ctx, nil, kml.RootOID, "d", 0o700) // returns once the link counts as dead
+	_, err = c.Mkdir(ctx, nil, kml.RootOID, "d", 0o700) // returns once the link counts as dead
 	must(t, err)
 	if s := c.State(); s != Disconnected {
 		t.Fatal(s)

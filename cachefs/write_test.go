@@ -81,7 +81,7 @@ func picture(ctx context.Context, fs tree.FS) (string, error) {
 func equal(t *testing.T, all ...tree.FS) {
 	t.Helper()
 	ctx := ctxOf(t)
-	deadline := time.Now().Add(8 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	var want, got string
 	for tick := time.NewTicker(5 * time.Millisecond); ; <-tick.C {
 		ok := true
@@ -240,7 +240,7 @@ func TestDisconnected(t *testing.T) {
 	if _, err := readFile(ctx, c, "absent"); !errors.Is(err, syscall.EHOSTDOWN) {
 		t.Fatal(err)
 	}
-	if d := time.Since(before); d > 2*time.Second {
+	if d := time.Since(before); d > 15*time.Second {
 		t.Fatal(d)
 	}
 	_, err = h.WriteAt(ctx, []byte("two, offline"), 0)

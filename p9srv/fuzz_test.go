@@ -242,7 +242,7 @@ func session(t *testing.T, kind string, input []byte) p9srv.Stats {
 		}
 	})
 	// The server may end the connection before all is written.
-	_ = mine.SetWriteDeadline(time.Now().Add(20 * time.Second))
+	_ = mine.SetWriteDeadline(time.Now().Add(time.Minute))
 	_, err := mine.Write(input)
 	if errors.Is(err, context.DeadlineExceeded) {
 		t.Error("the server takes no more")

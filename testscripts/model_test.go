@@ -22,7 +22,7 @@ import (
 )
 
 // modelPatience is how long trees have to become equal once all is quiet.
-const modelPatience = 30 * time.Second
+const modelPatience = 2 * time.Minute
 
 // TestModel works on one fileset through three doors at the same time, the
 // master's own mount, a caching mount and a plain 9P client, at random, and

@@ -31,7 +31,7 @@ import (
 const mark = "MEZZO_SCRIPT"
 
 // patience is how long an await waits unless told otherwise.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 func TestMain(m *testing.M) {
 	program := func() {

@@ -20,7 +20,7 @@ import (
 )
 
 // longest is how long a test waits for what must happen.
-const longest = 10 * time.Second
+const longest = 30 * time.Second
 
 // needFuse skips a test on a machine that cannot mount.
 func needFuse(t testing.TB) {

@@ -8,7 +8,7 @@ import (
 )
 
 // leakWait is how long goroutines that are on their way out have to end.
-const leakWait = 5 * time.Second
+const leakWait = 30 * time.Second
 
 // CheckLeaks fails the test at its end if goroutines that started during it
 // still run then. Call it first, so that the test's other cleanups run before.

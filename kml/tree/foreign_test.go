@@ -172,7 +172,7 @@ func TestEditsWhileStoppedAreUsedDuringTheScan(t *testing.T) {
 // waitFor waits until the log has caught up with what happened on disk.
 func waitFor(t *testing.T, tr *Tree, what string, f func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for !f() {
 		select {
 		case <-deadline:

@@ -190,7 +190,7 @@ func (d *disk) mount(t *testing.T) {
 
 func (d *disk) unmount(t *testing.T) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; {
+	for end := time.Now().Add(time.Minute); ; {
 		err := unix.Unmount(d.mnt, 0)
 		if err == nil {
 			return

@@ -87,7 +87,7 @@ func diod(t testing.TB, dir string) string {
 			t.Logf("diod: %s", &log)
 		}
 	})
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		conn, err := net.Dial("unix", sock)
 		if err == nil {
 			conn.Close()

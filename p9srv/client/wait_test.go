@@ -53,8 +53,8 @@ func TestWaitingRead(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var probes atomic.Int32
-	c := dial(t, addr, Options{Timeout: 200 * time.Millisecond, Trace: func(sent bool, frame []byte) {
-		if h, err := wire.ParseHeader(frame); err == nil && !sent && h.Tag == probeTag && probes.Add(1) == 5 {
+	c := dial(t, addr, Options{Timeout: 4 * time.Second, Trace: func(sent bool, frame []byte) {
+		if h, err := wire.ParseHeader(frame); err == nil && !sent && h.Tag == probeTag && probes.Add(1) == 3 {
 			cancel()
 		}
 	}})
@@ -66,7 +66,7 @@ func TestWaitingRead(t *testing.T) {
 	if _, err := root.Read(ctx, make([]byte, 10), 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("read: %v", err)
 	}
-	if err := c.Err(); err != nil || probes.Load() < 5 {
+	if err := c.Err(); err != nil || probes.Load() < 3 {
 		t.Errorf("after %d probes: %v", probes.Load(), err)
 	}
 }

@@ -81,3 +81,65 @@ func BenchmarkColdRead(b *testing.B) {
 	}
 	c.Close(ctx)
 }
+
+// BenchmarkOffline is a new small file while the master is away, and
+// BenchmarkReintegrate 1000 of them, made and written, until the master has all.
+func BenchmarkOffline(b *testing.B) {
+	m := newMaster(b)
+	ctx := context.Background()
+	c, err := Open(ctx, Options{Dir: b.TempDir(), Addr: m.sock, Host: "h"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close(ctx)
+	if _, err := names(ctx, c, kml.RootOID); err != nil {
+		b.Fatal(err)
+	}
+	m.stop()
+	if err := c.WaitState(ctx, func(s State) bool { return s == Disconnected }); err != nil {
+		b.Fatal(err)
+	}
+	n := 0
+	for b.Loop() {
+		if err := writeFile(ctx, c, fmt.Sprint(n), "some contents"); err != nil {
+			b.Fatal(err)
+		}
+		n++
+	}
+}
+
+func BenchmarkReintegrate(b *testing.B) {
+	ctx := context.Background()
+	for b.Loop() {
+		b.StopTimer()
+		m := newMaster(b)
+		c, err := Open(ctx, Options{Dir: b.TempDir(), Addr: m.sock, Host: "h"})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := names(ctx, c, kml.RootOID); err != nil {
+			b.Fatal(err)
+		}
+		m.stop()
+		if err := c.WaitState(ctx, func(s State) bool { return s == Disconnected }); err != nil {
+			b.Fatal(err)
+		}
+		for i := range 1000 {
+			if err := writeFile(ctx, c, fmt.Sprint(i), "some contents"); err != nil {
+				b.Fatal(err)
+			}
+		}
+		m.start()
+		if err := c.WaitState(ctx, func(s State) bool { return s == Connected }); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		if err := c.Sync(ctx); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		c.Close(ctx)
+		m.stop()
+		b.StartTimer()
+	}
+}

@@ -147,6 +147,7 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 		c.log.Warn("master cannot be reached; what is cached can be read", "addr", o.Addr, "err", err)
 		c.why = err
 	} else {
+		c.flush() // a new cache knows nothing else
 		c.connected(up)
 	}
 	c.wg.Go(func() { c.run(up) })

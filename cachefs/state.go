@@ -133,10 +133,18 @@ func (c *Client) run(up *upstream) {
 		c.set(Disconnected, nil)
 		c.lost, c.why = c.o.Now(), err
 		c.mu.Unlock()
+		c.flush() // there may be nobody to ask for a long time
 		if c.ctx.Err() == nil {
 			c.log.Warn("link to the master lost", "addr", c.o.Addr, "err", err)
 		}
 		up, pause = nil, 0
+	}
+}
+
+// flush keeps what is known of the master's tree over a kill.
+func (c *Client) flush() {
+	if err := c.cache.Flush(); err != nil {
+		c.log.Warn("what is known of the master's tree is not kept over a kill", "path", c.cache.Dir(), "err", err)
 	}
 }
 

@@ -113,6 +113,7 @@ type Cache struct {
 	locks   *lockTable
 	objects cacheObjects
 	watch   watchers
+	noClone atomic.Bool // blocks cannot be shared on this file system
 
 	amu     sync.Mutex // records, listings and presence go in one at a time
 	fills   int        // listings on their way
@@ -363,6 +364,10 @@ func (c *Cache) MasterChild(parent kml.OID, name string) (kml.OID, bool) {
 
 // MasterNames is every name an object has at the master.
 func (c *Cache) MasterNames(oid kml.OID) []Name { return c.index.Load().Names(oid) }
+
+// Flush writes what is known of the master's tree to the disk, so that it is
+// known after a kill too.
+func (c *Cache) Flush() error { return c.index.Load().Flush() }
 
 // Flushed is the position up to which the index would be after a crash.
 func (c *Cache) Flushed() kml.Position { return c.index.Load().Flushed() }

@@ -142,8 +142,14 @@ func copySparse(dst, src int, size int64) error {
 // picture makes path another name of what local holds, or a clone where blocks
 // can be shared: then the next write needs no copy.
 func (c *Cache) picture(local, path string) error {
-	if err := cloneOnly(local, path); err == nil {
-		return nil
+	if !c.noClone.Load() {
+		err := cloneOnly(local, path)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) {
+			c.noClone.Store(true)
+		}
 	}
 	return os.Link(local, path)
 }

@@ -35,6 +35,9 @@ type Options struct {
 	// Grace is how long after losing the link operations that need the master
 	// wait for it to come back before they fail; 0 is 1 s.
 	Grace time.Duration
+	// Hard makes operations that need the master wait for it, until they are
+	// interrupted, but for a client that was told to be offline.
+	Hard bool
 	// Retry is the longest pause between attempts to connect; 0 is 5 s.
 	Retry time.Duration
 	// WholeMax, StoreIdle and StoreBusy are the cache's, see tree.CacheOptions.
@@ -99,6 +102,7 @@ type Client struct {
 
 	mu      sync.Mutex // guards what follows
 	state   State
+	forced  bool          // there is to be no link
 	up      *upstream     // nil unless connected
 	changed chan struct{} // closed when state changes
 	lost    time.Time     // when the link was lost
@@ -138,6 +142,11 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 		return nil, errors.Join(err, c.cache.Close())
 	}
 	used := c.cache.State().Fileset().Upstream != ""
+	if _, err := os.Stat(c.offlinePath()); err == nil && used {
+		c.forced, c.state = true, Offline
+		c.start(nil)
+		return c, nil
+	}
 	up, err := c.connect(ctx)
 	if err != nil && (!used || permanent(err)) {
 		c.cancel()
@@ -150,9 +159,13 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 		c.flush() // a new cache knows nothing else
 		c.connected(up)
 	}
+	c.start(up)
+	return c, nil
+}
+
+func (c *Client) start(up *upstream) {
 	c.wg.Go(func() { c.run(up) })
 	c.wg.Go(c.pushLoop)
-	return c, nil
 }
 
 // Close sends what is left, as long as ctx allows and the master is there, and

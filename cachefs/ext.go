@@ -134,6 +134,7 @@ const (
 	idClients   = 9
 	idConflicts = 11
 	idLocal     = 14
+	idCtl       = 15
 )
 
 func (x ext) nodes() []tree.ExtNode {
@@ -162,6 +163,7 @@ func (x ext) nodes() []tree.ExtNode {
 		text("status", idStatus, func() []byte { return []byte(x.c.Status().String()) }),
 		text("local", idLocal, x.c.localText),
 		text("conflicts", idConflicts, x.c.conflictsText),
+		x.ctlNode(),
 		far("kml", idKML, false), far("log", idLog, false), far("clients", idClients, true),
 	}
 }

@@ -18,6 +18,7 @@ const (
 	Disconnected State = iota // no link: what is present works
 	CatchingUp                // linked, and behind what the master had when the link began
 	Connected                 // follows; everything cached is current
+	Offline                   // no link, because somebody said so
 )
 
 // String is the state in words.
@@ -27,6 +28,8 @@ func (s State) String() string {
 		return "catching up"
 	case Connected:
 		return "connected"
+	case Offline:
+		return "offline"
 	}
 	return "disconnected"
 }
@@ -45,8 +48,13 @@ func (c *Client) set(s State, up *upstream) {
 	c.changed = make(chan struct{})
 }
 
-func (c *Client) connected(up *upstream) {
+// connected takes a link up; false when there is to be none.
+func (c *Client) connected(up *upstream) bool {
 	c.mu.Lock()
+	if c.forced {
+		c.mu.Unlock()
+		return false
+	}
 	at, _ := c.cache.Cursor()
 	s := CatchingUp
 	if at >= up.greet.End {
@@ -58,6 +66,7 @@ func (c *Client) connected(up *upstream) {
 	c.mu.Unlock()
 	c.log.Info("connected to the master", "addr", c.o.Addr, "fileset", up.greet.Fileset, "site", up.welcome.Site, "state", s)
 	c.push.wake()
+	return true
 }
 
 // current is the link, nil while there is none.
@@ -73,18 +82,23 @@ func (c *Client) watchState() (State, *upstream, <-chan struct{}) {
 	return c.state, c.up, c.changed
 }
 
-// online is the link. Just after a loss it waits for the next one; EHOSTDOWN
-// when that does not come.
+// online is the link. Just after a loss it waits for the next one, with
+// Options.Hard as long as it takes; EHOSTDOWN when that does not come.
 func (c *Client) online(ctx context.Context) (*upstream, error) {
 	for {
 		c.mu.Lock()
-		up, changed, lost := c.up, c.changed, c.lost
+		up, changed, lost, forced := c.up, c.changed, c.lost, c.forced
 		c.mu.Unlock()
 		if up != nil {
 			return up, nil
 		}
 		left := c.o.Grace - c.o.Now().Sub(lost)
-		if lost.IsZero() || left <= 0 {
+		switch {
+		case forced:
+			return nil, syscall.EHOSTDOWN
+		case c.o.Hard:
+			left = time.Hour // and again: what ends it is another
+		case lost.IsZero() || left <= 0:
 			return nil, syscall.EHOSTDOWN
 		}
 		t := time.NewTimer(left)
@@ -107,7 +121,7 @@ func (c *Client) run(up *upstream) {
 	pause := time.Duration(0)
 	for c.ctx.Err() == nil {
 		if up == nil {
-			if !c.sleep(pause) {
+			if !c.sleep(pause) || !c.allowed() {
 				return
 			}
 			var err error
@@ -119,7 +133,11 @@ func (c *Client) run(up *upstream) {
 				pause = min(max(2*pause, 50*time.Millisecond), c.o.Retry)
 				continue
 			}
-			c.connected(up)
+			if !c.connected(up) {
+				up.close()
+				up = nil
+				continue
+			}
 		}
 		got := make(chan struct{})
 		go func() { // ends with up
@@ -130,11 +148,15 @@ func (c *Client) run(up *upstream) {
 		up.close()
 		<-got
 		c.mu.Lock()
-		c.set(Disconnected, nil)
+		if c.forced {
+			err = nil
+		} else {
+			c.set(Disconnected, nil)
+		}
 		c.lost, c.why = c.o.Now(), err
 		c.mu.Unlock()
 		c.flush() // there may be nobody to ask for a long time
-		if c.ctx.Err() == nil {
+		if c.ctx.Err() == nil && err != nil {
 			c.log.Warn("link to the master lost", "addr", c.o.Addr, "err", err)
 		}
 		up, pause = nil, 0

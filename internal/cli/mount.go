@@ -43,6 +43,7 @@ type mountOptions struct {
 	readOnly   bool
 	allowOther bool
 	sync       bool
+	hard       bool
 	cache      string
 }
 
@@ -59,6 +60,10 @@ func parseMountOptions(lists []string) (mountOptions, error) {
 			o.sync = true
 		case "async":
 			o.sync = false
+		case "hard":
+			o.hard = true
+		case "soft":
+			o.hard = false
 		case "ro":
 			o.readOnly = true
 		case "allow_other":
@@ -188,7 +193,7 @@ func (a *app) openClient(ctx context.Context, addr address, mnt string, o mountO
 		if inside(mnt, dir) || inside(dir, mnt) {
 			return nil, &problem{Thing: dir, Err: fmt.Errorf("holds the mount point %s, or is in it", mnt), Remedy: "keep the cache elsewhere"}
 		}
-		return cachefs.Open(ctx, cachefs.Options{Dir: dir, Addr: addr.String(), Logger: a.log, Sync: o.sync})
+		return cachefs.Open(ctx, cachefs.Options{Dir: dir, Addr: addr.String(), Logger: a.log, Sync: o.sync, Hard: o.hard})
 	}
 	if dir := o.cache; dir != "" {
 		c, err := open(dir)

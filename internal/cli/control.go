@@ -1,0 +1,77 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) offlineCommand() *cobra.Command {
+	return a.controlCommand("offline", "have a mount do without its master")
+}
+
+func (a *app) onlineCommand() *cobra.Command {
+	return a.controlCommand("online", "have a mount use its master again")
+}
+
+func (a *app) controlCommand(word, short string) *cobra.Command {
+	return &cobra.Command{
+		Use:   word + " [MNT]",
+		Short: short,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.control(cmd.Context(), first(args), word)
+		},
+	}
+}
+
+func (a *app) syncCommand() *cobra.Command {
+	wait := false
+	c := &cobra.Command{
+		Use:   "sync [MNT]",
+		Short: "send what was changed in a mount",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			word := "push"
+			if wait {
+				word = "sync"
+			}
+			return a.control(cmd.Context(), first(args), word)
+		},
+	}
+	c.Flags().BoolVar(&wait, "wait", false, "wait until the master has decided on all of it")
+	return c
+}
+
+// control writes a word to the ctl file of a mount of mezzo mount.
+func (a *app) control(ctx context.Context, where, word string) error {
+	p, err := locate(where)
+	if err != nil {
+		return err
+	}
+	none := &problem{Thing: p.String(), Err: errors.New("is no mount with a cache"), Remedy: "name a mount that mezzo mount made"}
+	if p.mount == "" {
+		return none
+	}
+	f, err := mountedExtension{p.mount}.open(ctx, "ctl", true)
+	if errors.Is(err, syscall.ENOENT) {
+		return none
+	}
+	if err != nil {
+		return pathProblem(p.mount, err)
+	}
+	defer f.Close()
+	_, err = fmt.Fprintln(f, word)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.EHOSTDOWN):
+		return &problem{Thing: p.mount, Err: errors.New("the master cannot be reached; what was changed is kept and sent later"), Code: exitUnreachable}
+	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) && word == "sync" {
+		return &problem{Thing: p.mount, Err: fmt.Errorf("the master does not take all of it: %w", errno), Remedy: "mezzo status shows what waits, and why"}
+	}
+	return pathProblem(p.mount, err)
+}

@@ -23,6 +23,7 @@ type options struct {
 	servers      []string
 	networks     []string
 	shapes       []shape
+	idle         crowd
 	run          *regexp.Regexp
 	rounds       int
 	time         time.Duration
@@ -79,6 +80,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	servers := f.String("servers", strings.Join(kinds, ","), "compare these; ratios are to the first")
 	nets := f.String("networks", strings.Join(networks, ","), "connect over these")
 	shapes := f.String("shapes", "1x1,1x16,4x16", "rounds in flight: CONNECTIONSxDEPTH,...")
+	idle := f.String("idle", "1000x100", "idle connections and fids on each that memory is measured with: CONNECTIONSxFIDS, or 0")
 	run := f.String("run", "", "only rows that match `REGEXP`")
 	f.IntVar(&o.rounds, "rounds", 5, "rounds; the median counts")
 	f.DurationVar(&o.time, "time", 100*time.Millisecond, "how long a row is measured in a round")
@@ -101,19 +103,31 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 		}
 	}
 	for s := range strings.SplitSeq(*shapes, ",") {
-		c, d, _ := strings.Cut(s, "x")
-		conns, err1 := strconv.ParseUint(c, 10, 8)
-		depth, err2 := strconv.ParseUint(d, 10, 12)
-		if err1 != nil || err2 != nil || conns == 0 || depth == 0 {
+		conns, depth, ok := pair(s, 8, 12)
+		if !ok {
 			return o, fmt.Errorf("-shapes %q: want CONNECTIONSxDEPTH, like 4x16", s)
 		}
-		o.shapes = append(o.shapes, shape{int(conns), int(depth)})
+		o.shapes = append(o.shapes, shape{conns, depth})
+	}
+	if *idle != "0" {
+		var ok bool
+		if o.idle.conns, o.idle.fids, ok = pair(*idle, 16, 16); !ok {
+			return o, fmt.Errorf("-idle %q: want CONNECTIONSxFIDS, like 1000x100", *idle)
+		}
 	}
 	if o.rounds < 1 || o.time <= 0 {
 		return o, errors.New("-rounds and -time have to be positive")
 	}
 	o.run, err = regexp.Compile(*run)
 	return o, err
+}
+
+// pair is two positive numbers of so many bits, with an x in between.
+func pair(s string, bits1, bits2 int) (a, b int, ok bool) {
+	x, y, _ := strings.Cut(s, "x")
+	n, err1 := strconv.ParseUint(x, 10, bits1)
+	m, err2 := strconv.ParseUint(y, 10, bits2)
+	return int(n), int(m), err1 == nil && err2 == nil && n > 0 && m > 0
 }
 
 // host is the trees and servers on one file system.
@@ -215,6 +229,12 @@ func bench(o options, stdout, stderr io.Writer) (err error) {
 			hosts[r.memory] = h
 		}
 	}
+	// First of all: later there would be garbage of the rows.
+	if h := hosts[false]; h != nil && o.idle.conns > 0 {
+		if err := o.idle.measure(h, o.networks[0], stdout); err != nil {
+			return err
+		}
+	}
 	for _, network := range o.networks {
 		for _, sh := range o.shapes {
 			t := table{o: o, network: network, shape: sh}
@@ -240,7 +260,7 @@ type lines []*conn
 
 func open(s *server, network string, sh shape) (l lines, err error) {
 	for i := range sh.conns {
-		c, err := dial(network, s.addrs[network], s.aname, i, sh.depth)
+		c, err := dial(network, s.addrs[network], s.aname, i, sh.depth, 2*askMsize)
 		if err == nil {
 			l = append(l, c)
 			err = c.prepare()

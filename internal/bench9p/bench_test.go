@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -26,7 +27,7 @@ func TestRows(t *testing.T) {
 	var out, errs bytes.Buffer
 	dir := t.TempDir()
 	code := Main([]string{
-		"-disk", dir, "-memory", dir, "-servers", strings.Join(servers, ","), "-shapes", "1x1,2x4", "-rounds", "1", "-time", "1ns",
+		"-disk", dir, "-memory", dir, "-servers", strings.Join(servers, ","), "-shapes", "1x1,2x4", "-idle", "3x20", "-rounds", "1", "-time", "1ns",
 	}, os.Stdin, &out, &errs)
 	if code != 0 || errs.Len() > 0 {
 		t.Fatalf("exit code %d\n%s", code, &errs)
@@ -34,6 +35,11 @@ func TestRows(t *testing.T) {
 	for _, r := range rows() {
 		if n := strings.Count(out.String(), "\n"+r.name); n != 2*len(networks) {
 			t.Errorf("%q stands in %d tables of %d", r.name, n, 2*len(networks))
+		}
+	}
+	for _, k := range servers {
+		if n := len(regexp.MustCompile(`(?m)^`+k+` +-?[0-9.]+ +-?[0-9]+ *$`).FindAllString(out.String(), -1)); n != 1 {
+			t.Errorf("%d weights of %s in\n%s", n, k, &out)
 		}
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
@@ -50,6 +56,7 @@ func TestFlags(t *testing.T) {
 		{[]string{"-networks", "tcp,udp"}, `no network "udp"`},
 		{[]string{"-shapes", "4"}, `-shapes "4"`},
 		{[]string{"-shapes", "0x4"}, `-shapes "0x4"`},
+		{[]string{"-idle", "1000"}, `-idle "1000"`},
 		{[]string{"-rounds", "0"}, "have to be positive"},
 		{[]string{"-run", "("}, "missing closing )"},
 	} {

@@ -11,6 +11,10 @@
 // rounds; the median round counts. CPU is what the server's process used,
 // threads that have ended included.
 //
+// Memory is what the server's process has more of (RssAnon in proc(5), so without
+// what the kernel keeps for sockets) with many connections that have attached and
+// are idle, and with fids on each.
+//
 // diod 1.0.24 knows neither Tunlinkat nor Trenameat: as from the kernel, it gets
 // a walk and Tremove, and Trename.
 //

@@ -54,8 +54,9 @@ const askMsize = 1 << 20
 // largeAnswer is from where on the data of an Rread is thrown away unread.
 const largeAnswer = 32 << 10
 
-// dial connects and attaches as the running user; fid 0 is the root.
-func dial(network, addr, aname string, num, depth int) (*conn, error) {
+// dial connects and attaches as the running user; fid 0 is the root. room is for
+// what is read at a time: an answer has to fit.
+func dial(network, addr, aname string, num, depth, room int) (*conn, error) {
 	nc, err := net.Dial(network, addr)
 	if err != nil {
 		return nil, err
@@ -74,7 +75,7 @@ func dial(network, addr, aname string, num, depth int) (*conn, error) {
 		return nil, err
 	}
 	c := &conn{
-		num: num, file: f, fd: int(f.Fd()), msize: 8 << 10, in: make([]byte, 2*askMsize),
+		num: num, file: f, fd: int(f.Fd()), msize: 8 << 10, in: make([]byte, room),
 		slots: make([]slot, depth), rand: rand.New(rand.NewPCG(1, uint64(num))),
 	}
 	if err := unix.SetNonblock(c.fd, false); err != nil {

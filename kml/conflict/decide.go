@@ -129,12 +129,16 @@ func (d *decider) folder(oid kml.OID, depth int) (kml.OID, error) {
 	if held, taken := d.child(at); taken {
 		if o, ok := d.object(held); ok && isDir(o) {
 			d.v.Aliases = append(d.v.Aliases, Alias{oid, held})
+			d.row(RowFolder)
 			return held, nil
 		}
 		at = d.free(at)
 	}
 	r := d.stamp(kml.OpMkdir)
 	r.OID, r.Parent, r.Name, r.Attr, r.Xattrs = oid, at.Parent, at.Name, bare(g.Attr), g.Xattrs
+	for _, l := range d.w.late[oid] {
+		dress(r, l)
+	}
 	d.item(r, BytesNone)
 	d.made[oid] = at
 	d.row(RowParent)

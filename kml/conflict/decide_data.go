@@ -80,7 +80,7 @@ func (d *decider) storeGone() error {
 		return err
 	}
 	at.Parent = parent
-	lost := kml.OID(0)
+	lost, about := kml.OID(0), at
 	if held, taken := d.child(at); taken {
 		if x, ok := d.object(held); ok && isFile(x) && d.s.SameBytes(d.orig, held) && d.lone(held, x) {
 			d.row(RowSame)
@@ -95,10 +95,10 @@ func (d *decider) storeGone() error {
 		at = to
 	}
 	if !d.again(r.OID, at, false) {
-		d.lose(Loss{Row: RowGone, Name: at, Keep: KeepMine})
+		d.lose(Loss{Row: RowGone, Name: about, Keep: KeepMine})
 		return nil
 	}
-	d.lose(Loss{Row: RowGone, OID: r.OID, Other: lost, Name: at})
+	d.lose(Loss{Row: RowGone, OID: r.OID, Other: lost, Name: about})
 	r.Base, r.Extents = kml.Base{}, nil
 	d.item(r, BytesOwn)
 	d.row(RowGone)
@@ -136,12 +136,16 @@ func (d *decider) storeChanged(o Object) error {
 }
 
 // copyOf puts the bytes of a store into the conflict copy of its object: the one
-// there is, while nobody else has written to it, or a new one.
+// there is, while nobody else has written to it, whose bytes are kept; or a new
+// one.
 func (d *decider) copyOf(o Object, at Name) error {
 	r, of := d.r, d.r.OID
 	if d.h.CopyOf != nil {
 		if c := d.h.CopyOf(of); c != 0 {
-			if k, ok := d.s.Object(c); ok && isFile(k) && (k.Local || k.DataOrigin.Site == d.h.Site) {
+			if k, ok := d.s.Object(c); ok && isFile(k) && !k.Local && k.DataOrigin.Site == d.h.Site {
+				// Its bytes were not before the eyes of who wrote these.
+				at, _ := d.s.Name(c)
+				d.lose(Loss{Row: RowData, OID: c, Name: at, Keep: KeepTheirs, Version: k.DataVersion})
 				r.OID, r.Base, r.Extents = c, d.rebased(c, k, kml.Base{}), nil
 				d.item(r, BytesOwn)
 				d.v.Copy = &Copy{of, c}

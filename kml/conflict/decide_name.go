@@ -137,7 +137,9 @@ func (d *decider) link() error {
 	case !taken:
 		if !d.again(r.OID, at, true) {
 			d.row(RowLost)
+			return nil
 		}
+		d.lose(Loss{Row: RowGone, OID: r.OID, Name: at})
 		return nil
 	}
 	x, _ := d.object(held)
@@ -177,11 +179,7 @@ func (d *decider) unlink() error {
 		return nil
 	}
 	o, _ := d.s.Object(held)
-	if !isFile(o) {
-		d.item(r, BytesNone)
-		return nil
-	}
-	if o.Attr.Nlink > 1 {
+	if !isFile(o) || o.Attr.Nlink > 1 {
 		r.VictimBase = kml.Base{}
 		d.item(r, BytesNone)
 		return nil

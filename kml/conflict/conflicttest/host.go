@@ -268,3 +268,18 @@ func (c *Client) keptText() string {
 	slices.Sort(c.Kept)
 	return strings.Join(c.Kept, " ")
 }
+
+// IsDir reports whether an object is a folder, as far as is known.
+func (c *Client) IsDir(oid kml.OID) bool { return c.View.isDir(oid) || c.base.isDir(oid) }
+
+// Replay is the tree that comes of changes on the one the client has of the
+// master.
+func (c *Client) Replay(cs []Change) (string, error) {
+	t := c.base.Clone()
+	for _, k := range cs {
+		if err := t.Apply(k.Rec, k.Data); err != nil {
+			return "", err
+		}
+	}
+	return t.String(), nil
+}

@@ -69,10 +69,10 @@ func (s *session) who(uid p9.UID, name string) (*User, error) {
 			return &u, nil
 		}
 	}
-	if u.UID != NoID || name != "" {
-		if k, err := s.srv.opts.Users(u.UID, name); err == nil && k.UID != NoID {
-			u.UID, u.GID, u.Groups = k.UID, k.GID, k.Groups
-		}
+	s.lookUp(&u)
+	if n, err := strconv.ParseUint(name, 10, 32); err == nil && u.UID == NoID {
+		u.UID = uint32(n) // 9P2000 has no numbers but as names
+		s.lookUp(&u)
 	}
 	c := s.cred
 	switch {
@@ -83,6 +83,16 @@ func (s *session) who(uid p9.UID, name string) (*User, error) {
 		return &u, nil
 	}
 	return nil, fmt.Errorf("attach as %d %q by uid %d: %w", u.UID, name, c.uid, syscall.EPERM)
+}
+
+// lookUp completes a user by number, or by name when there is none.
+func (s *session) lookUp(u *User) {
+	if u.UID == NoID && u.Name == "" {
+		return
+	}
+	if k, err := s.srv.opts.Users(u.UID, u.Name); err == nil && k.UID != NoID {
+		u.UID, u.GID, u.Groups = k.UID, k.GID, k.Groups
+	}
 }
 
 // systemUser looks in the system's user database, by number when there is one.

@@ -63,9 +63,10 @@ func (c *call) readdir() error {
 // add wants no more.
 func (c *call) entries(sl *slot, offset uint64, count uint32, add func(p9.Dirent) bool) error {
 	f := c.bind(sl.file)
-	dr, ok := sl.file.(DirReader)
+	// The bound File first: it knows that it may wait.
+	dr, ok := f.(DirReader)
 	if !ok {
-		dr, ok = f.(DirReader)
+		dr, ok = sl.file.(DirReader)
 	}
 	if ok {
 		ctx := c.s.ctx

@@ -213,9 +213,10 @@ func TestPeerCredentials(t *testing.T) {
 	}
 	r.ok(&wire.Tattach{FID: 2, AFID: wire.NoFID, UID: 1234})
 	r.ok(&wire.Tattach{FID: 3, AFID: wire.NoFID, UID: p9.NoUID, Uname: "mary"})
+	r.ok(&wire.Tattach{FID: 6, AFID: wire.NoFID, UID: p9.NoUID, Uname: "1234"})
 	r.ok(&wire.Tattach{FID: 4, AFID: wire.NoFID, UID: 4321})
 	seen, _ = fs.attached()
-	for _, u := range seen[len(seen)-3 : len(seen)-1] {
+	for _, u := range seen[len(seen)-4 : len(seen)-1] {
 		if u.UID != 1234 || u.GID != 77 || fmt.Sprint(u.Groups) != "[77 78]" || !u.Proven {
 			t.Errorf("root attached another as %+v", u)
 		}

@@ -25,6 +25,8 @@ type nineFlags struct {
 	user  string
 	msize sizeFlag
 	trace bool
+
+	dialect string
 }
 
 func (a *app) nineCommand() *cobra.Command {
@@ -44,6 +46,7 @@ func (a *app) nineCommand() *cobra.Command {
 	pf.StringVar(&flags.aname, "aname", "", "attach to the server's tree `NAME`")
 	pf.StringVar(&flags.user, "user", "", "attach as `USER`, a name or number (default who runs it)")
 	pf.Var(&flags.msize, "msize", "ask for messages of `SIZE`")
+	pf.StringVar(&flags.dialect, "dialect", "", "speak `VERSION`: 9P2000.L, 9P2000.u or 9P2000 (default the first of these that the server knows)")
 	pf.BoolVar(&flags.trace, "trace", false, "print every message to standard error")
 	for _, sub := range a.nineCommands() {
 		sub.cmd.Args = wantsSome(sub.cmd.Use)
@@ -134,6 +137,13 @@ func (n *nine) attach(flags *nineFlags, where string) (err error) {
 	if s := flags.msize.bytes; s < p9srv.MinMessageSize || s > client.MaxMsize {
 		return usagef("--msize %s: takes %s to %s", &flags.msize, &sizeFlag{p9srv.MinMessageSize}, &sizeFlag{client.MaxMsize})
 	}
+	versions := []string{wire.Version9P2000L, wire.Version9P2000U, wire.Version9P2000}
+	if flags.dialect != "" {
+		if !slices.Contains(versions, flags.dialect) {
+			return usagef("--dialect %s: takes 9P2000.L, 9P2000.u or 9P2000", flags.dialect)
+		}
+		versions = []string{flags.dialect}
+	}
 	uid, uname := p9.UID(os.Geteuid()), strconv.Itoa(os.Geteuid())
 	if flags.user != "" {
 		uid, uname = p9.NoUID, flags.user
@@ -143,7 +153,7 @@ func (n *nine) attach(flags *nineFlags, where string) (err error) {
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, dialTimeout)
 	defer cancel()
-	o := client.Options{Msize: uint32(flags.msize.bytes)}
+	o := client.Options{Msize: uint32(flags.msize.bytes), Versions: versions}
 	if flags.trace || n.a.verbose >= 2 {
 		o.Trace = n.trace
 	}
@@ -228,7 +238,7 @@ func (n *nine) complain(path string, err error) error {
 		return err
 	}
 	n.failed = true
-	fmt.Fprintf(n.a.env.Stderr, "%s: %s\n", n.path, plainError(ninePathProblem(path, err)))
+	fmt.Fprintf(n.a.env.Stderr, "%s: %s\n", n.path, plainError(n.pathProblem(path, err)))
 	return nil
 }
 
@@ -249,9 +259,9 @@ func (o output) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// ninePathProblem is an error about a path of the server's: the server's reason
+// pathProblem is an error about a path of the server's: the server's reason
 // in the words of this system.
-func ninePathProblem(path string, err error) error {
+func (n *nine) pathProblem(path string, err error) error {
 	var done *problem
 	if errors.As(err, &done) {
 		return err
@@ -259,10 +269,13 @@ func ninePathProblem(path string, err error) error {
 	p := &problem{Thing: path, Err: err}
 	var refused *client.Error
 	if errors.As(err, &refused) {
-		p.Err = refused.Errno
+		p.Err = errors.New(refused.Reason())
 		switch refused.Errno {
 		case syscall.EOPNOTSUPP, syscall.ENOSYS:
 			p.Err = fmt.Errorf("the server does not do %s", refused.Op)
+			if v := n.conn.Version(); v != wire.Version9P2000L {
+				p.Err = fmt.Errorf("%s cannot do %s", v, refused.Op)
+			}
 		case syscall.ENODATA:
 			p.Err = fmt.Errorf("has no attribute %s", refused.Name)
 		}

@@ -107,7 +107,7 @@ func dialProblem(addr address, err error) error {
 	case errors.Is(err, client.ErrNot9P), errors.Is(err, client.ErrProtocol):
 		p.Err, p.Remedy = client.ErrNot9P, "is that the address of a mezzo master?"
 	case errors.As(err, &version):
-		p.Err, p.Remedy = errors.New("speaks 9P, but refuses the version 9P2000.L: it offers "+strconv.Quote(version.Got)), "a mezzo master is needed"
+		p.Err, p.Remedy = errors.New("speaks 9P, but refuses the version "+version.Want+": it offers "+strconv.Quote(version.Got)), "a mezzo master is needed"
 	case errors.As(err, &refused):
 		p.Err = refused
 		switch {

@@ -38,6 +38,7 @@ type call struct {
 	dst   []byte   // where the payload of an Rread or Rreaddir goes
 	fid   wire.FID // the fid a good answer makes, or NoFID
 	err   error    // set before done is signalled
+	text  string   // the server's words, where it has no number for its reason
 	state atomic.Int32
 	done  chan struct{} // one signal, buffered
 }
@@ -100,7 +101,7 @@ func (c *Conn) roundTrip(ctx context.Context, r request) error {
 	}
 	var errno syscall.Errno
 	if errors.As(k.err, &errno) && k.err == error(errno) {
-		return &Error{Op: r.msg.MsgType().String()[1:], Name: r.name, Errno: errno}
+		return &Error{Op: r.msg.MsgType().String()[1:], Name: r.name, Errno: errno, Text: k.text}
 	}
 	return k.err
 }
@@ -313,7 +314,7 @@ func (c *Conn) deliver(k *call, want, got wire.Type, body []byte) error {
 		c.undo(got, k.fid)
 		return nil
 	}
-	err := decodeAnswer(k, want, got, body)
+	err := c.decodeAnswer(k, want, got, body)
 	if err != nil {
 		k.err = c.fail(err)
 	}
@@ -322,7 +323,16 @@ func (c *Conn) deliver(k *call, want, got wire.Type, body []byte) error {
 }
 
 // decodeAnswer fills the call's answer, or its err with the server's refusal.
-func decodeAnswer(k *call, want, got wire.Type, body []byte) error {
+func (c *Conn) decodeAnswer(k *call, want, got wire.Type, body []byte) error {
+	if got == wire.TypeRerror && c.old() {
+		var m wire.Rerror
+		if err := m.Decode(body); err != nil {
+			return protocolError("%v: %v", got, err)
+		}
+		errno, text := oldReason(&m)
+		k.err, k.text = errno, text
+		return nil
+	}
 	if got == wire.TypeRlerror {
 		var m wire.Rlerror
 		if err := m.Decode(body); err != nil {
@@ -357,7 +367,7 @@ func decodeAnswer(k *call, want, got wire.Type, body []byte) error {
 // the reader and does not wait: where too many
 // requests are in flight the fid stays with the server until the connection ends.
 func (c *Conn) undo(got wire.Type, fid wire.FID) {
-	if fid == wire.NoFID || got == wire.TypeRlerror {
+	if fid == wire.NoFID || got == wire.TypeRlerror || got == wire.TypeRerror {
 		return
 	}
 	select {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 
 	"github.com/mezzofs/mezzo/p9srv/wire"
@@ -16,7 +17,9 @@ type Conn struct {
 	rwc   io.ReadWriteCloser
 	addr  string
 	opts  Options
-	msize uint32 // agreed on; set before the goroutines start
+	msize uint32 // agreed on; set before the goroutines start, as is version
+
+	version string // a dialect
 
 	wg       sync.WaitGroup
 	dead     chan struct{} // closed when err is set
@@ -109,49 +112,64 @@ func start(ctx context.Context, rwc io.ReadWriteCloser, addr string, o Options) 
 // few bytes.
 const maxVersion = 256
 
-// handshake sends Tversion and reads its answer.
+// handshake agrees on a version: the first of those wanted that the server has.
 func (c *Conn) handshake() error {
-	req := wire.Tversion{Msize: c.opts.Msize, Version: wire.Version9P2000L}
+	var refused error
+	for _, want := range c.opts.Versions {
+		m, err := c.greet(want)
+		if err != nil {
+			return err
+		}
+		// It may offer another one that is wanted, too.
+		if slices.Contains(c.opts.Versions, m.Version) {
+			if m.Msize < minServerMsize || m.Msize > c.opts.Msize {
+				return protocolError("message size %d, of %d asked for", m.Msize, c.opts.Msize)
+			}
+			c.msize, c.version = m.Msize, m.Version
+			return nil
+		}
+		if refused == nil {
+			refused = &VersionError{Addr: c.addr, Want: want, Got: m.Version}
+		}
+	}
+	return refused
+}
+
+// greet sends a Tversion and reads its answer; a refusal is "unknown".
+func (c *Conn) greet(version string) (m wire.Rversion, err error) {
+	req := wire.Tversion{Msize: c.opts.Msize, Version: version}
 	frame := req.Append(nil, wire.NoTag)
 	c.trace(true, frame)
 	if _, err := c.rwc.Write(frame); err != nil {
-		return err
+		return m, err
 	}
 	buf := make([]byte, maxVersion)
 	if _, err := io.ReadFull(c.rwc, buf[:wire.HeaderSize]); err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return fmt.Errorf("%w: it hung up on the greeting", ErrNot9P)
+			return m, fmt.Errorf("%w: it hung up on the greeting", ErrNot9P)
 		}
-		return err
+		return m, err
 	}
 	h, err := wire.ParseHeader(buf[:wire.HeaderSize])
 	if err != nil || h.Size > maxVersion || h.Tag != wire.NoTag && h.Type != wire.TypeRerror {
-		return fmt.Errorf("%w: it greets with %q", ErrNot9P, buf[:wire.HeaderSize])
+		return m, fmt.Errorf("%w: it greets with %q", ErrNot9P, buf[:wire.HeaderSize])
 	}
 	body := buf[wire.HeaderSize:h.Size]
 	if _, err := io.ReadFull(c.rwc, body); err != nil {
-		return fmt.Errorf("%w: its greeting ends early: %w", ErrNot9P, err)
+		return m, fmt.Errorf("%w: its greeting ends early: %w", ErrNot9P, err)
 	}
 	c.trace(false, buf[:h.Size])
-	var m wire.Rversion
 	switch h.Type {
 	case wire.TypeRversion:
 		if err := m.Decode(body); err != nil {
-			return fmt.Errorf("%w: %w", ErrNot9P, err)
+			return m, fmt.Errorf("%w: %w", ErrNot9P, err)
 		}
 	case wire.TypeRlerror, wire.TypeRerror:
-		return &VersionError{Addr: c.addr, Got: wire.VersionUnknown}
+		m.Version = wire.VersionUnknown
 	default:
-		return fmt.Errorf("%w: it greets with %v", ErrNot9P, h.Type)
+		return m, fmt.Errorf("%w: it greets with %v", ErrNot9P, h.Type)
 	}
-	if m.Version != wire.Version9P2000L {
-		return &VersionError{Addr: c.addr, Got: m.Version}
-	}
-	if m.Msize < minServerMsize || m.Msize > c.opts.Msize {
-		return protocolError("message size %d, of %d asked for", m.Msize, c.opts.Msize)
-	}
-	c.msize = m.Msize
-	return nil
+	return m, nil
 }
 
 // minServerMsize is the smallest message size worth talking with: every
@@ -159,7 +177,7 @@ func (c *Conn) handshake() error {
 const minServerMsize = 512
 
 // Version is the dialect agreed on, such as 9P2000.L.
-func (c *Conn) Version() string { return wire.Version9P2000L }
+func (c *Conn) Version() string { return c.version }
 
 // Msize is the message size agreed on, in bytes.
 func (c *Conn) Msize() uint32 { return c.msize }

@@ -1,4 +1,5 @@
-// Package client is a 9P2000.L client: many requests in flight on one
+// Package client is a 9P client, of 9P2000.L and, where Options.Versions wants it,
+// 9P2000.u and 9P2000: many requests in flight on one
 // connection, a context for each, and a typed error when the connection goes.
 //
 //	c, err := client.Dial(ctx, "unix!/run/files.sock", client.Options{})

@@ -6,8 +6,6 @@ import (
 	"os"
 	"strconv"
 	"syscall"
-
-	"github.com/mezzofs/mezzo/p9srv/wire"
 )
 
 var (
@@ -43,14 +41,23 @@ type Error struct {
 	Op    string        // the request's name, like "walk"
 	Name  string        // the file name in it, if it has one
 	Errno syscall.Errno // the server's reason, in Linux's numbers
+	Text  string        // the server's reason, where it has no number: Errno is EIO then
 }
 
 // Error implements error.
 func (e *Error) Error() string {
 	if e.Name != "" {
-		return "9p " + e.Op + " " + strconv.Quote(e.Name) + ": " + e.Errno.Error()
+		return "9p " + e.Op + " " + strconv.Quote(e.Name) + ": " + e.Reason()
 	}
-	return "9p " + e.Op + ": " + e.Errno.Error()
+	return "9p " + e.Op + ": " + e.Reason()
+}
+
+// Reason is the server's reason alone.
+func (e *Error) Reason() string {
+	if e.Text != "" {
+		return e.Text
+	}
+	return e.Errno.Error()
 }
 
 // Unwrap gives the errno, which knows fs.ErrNotExist and its kin.
@@ -73,15 +80,16 @@ func (e *ConnError) Error() string {
 // Unwrap gives the reason.
 func (e *ConnError) Unwrap() error { return e.Err }
 
-// VersionError is a server that speaks 9P, but not 9P2000.L.
+// VersionError is a server that speaks 9P, but no dialect that was asked for.
 type VersionError struct {
 	Addr string
+	Want string // the first one
 	Got  string // the version it offers, "unknown" if none
 }
 
 // Error implements error.
 func (e *VersionError) Error() string {
-	s := "version refused (wanted " + wire.Version9P2000L + ", got " + strconv.Quote(e.Got) + ")"
+	s := "version refused (wanted " + e.Want + ", got " + strconv.Quote(e.Got) + ")"
 	if e.Addr != "" {
 		return e.Addr + ": " + s
 	}

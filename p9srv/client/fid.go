@@ -122,7 +122,7 @@ func (c *Conn) Attach(ctx context.Context, uname string, uid p9.UID, aname strin
 		return nil, err
 	}
 	var answer wire.Rattach
-	req := wire.Tattach{FID: fid, AFID: wire.NoFID, Uname: uname, Aname: aname, UID: uid}
+	req := wire.Tattach{FID: fid, AFID: wire.NoFID, Uname: uname, Aname: aname, UID: uid, Plain: c.plain()}
 	if err := c.making(ctx, fid, &req, &answer, aname); err != nil {
 		return nil, err
 	}

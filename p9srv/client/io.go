@@ -17,6 +17,9 @@ import (
 // Open opens the file for I/O, with open(2)'s flags in Linux's generic numbers.
 // Then the fid cannot be walked from any more.
 func (f *Fid) Open(ctx context.Context, flags p9.OpenFlags) (p9.QID, error) {
+	if f.c.old() {
+		return f.oldOpen(ctx, flags)
+	}
 	var answer wire.Rlopen
 	if err := f.do(ctx, &wire.Tlopen{FID: f.fid, Flags: flags}, &answer, ""); err != nil {
 		return p9.QID{}, err
@@ -30,6 +33,9 @@ func (f *Fid) Open(ctx context.Context, flags p9.OpenFlags) (p9.QID, error) {
 func (f *Fid) Create(ctx context.Context, name string, flags p9.OpenFlags, mode p9.FileMode, gid p9.GID) (p9.QID, error) {
 	if err := checkStrings(name); err != nil {
 		return p9.QID{}, err
+	}
+	if f.c.old() {
+		return f.oldCreate(ctx, name, flags, f.c.oldPerm(mode&0o7777), "")
 	}
 	var answer wire.Rlcreate
 	req := wire.Tlcreate{FID: f.fid, Name: name, Flags: flags, Mode: mode, GID: gid}
@@ -172,6 +178,9 @@ func (f *Fid) Readdir(ctx context.Context, offset uint64, count uint32) (p9.Dire
 	if f.closed.Load() {
 		return nil, f.unusable(&wire.Treaddir{})
 	}
+	if f.c.old() {
+		return f.oldReaddir(ctx, offset, count)
+	}
 	var answer wire.Rreaddir
 	req := wire.Treaddir{FID: f.fid, Offset: offset, Count: count}
 	err := f.c.roundTrip(ctx, request{msg: &req, resp: &answer, dst: make([]byte, count), fid: wire.NoFID})
@@ -228,6 +237,9 @@ func (f *Fid) Entries(ctx context.Context) iter.Seq2[p9.Dirent, error] {
 // FSync brings the open file to stable storage; with datasync only what
 // reading it back needs, as fdatasync(2).
 func (f *Fid) FSync(ctx context.Context, datasync bool) error {
+	if f.c.old() {
+		return f.oldWstat(ctx, f.c.unchanged()) // stat(5): then it is to stable storage
+	}
 	req := wire.Tfsync{FID: f.fid}
 	if datasync {
 		req.Datasync = 1

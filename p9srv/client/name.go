@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"strconv"
 	"syscall"
 
 	"github.com/hugelgupf/p9/p9"
@@ -15,6 +16,9 @@ func (f *Fid) Mkdir(ctx context.Context, name string, mode p9.FileMode, gid p9.G
 	if err := checkStrings(name); err != nil {
 		return p9.QID{}, err
 	}
+	if f.c.old() {
+		return f.oldMake(ctx, name, f.c.oldPerm(mode&0o7777|p9.ModeDirectory), "")
+	}
 	var answer wire.Rmkdir
 	err := f.do(ctx, &wire.Tmkdir{DFID: f.fid, Name: name, Mode: mode, GID: gid}, &answer, name)
 	return answer.QID, err
@@ -24,6 +28,9 @@ func (f *Fid) Mkdir(ctx context.Context, name string, mode p9.FileMode, gid p9.G
 func (f *Fid) Symlink(ctx context.Context, name, target string, gid p9.GID) (p9.QID, error) {
 	if err := checkStrings(name, target); err != nil {
 		return p9.QID{}, err
+	}
+	if f.c.old() {
+		return f.oldMake(ctx, name, wire.DMSymlink|0o777, target)
 	}
 	var answer wire.Rsymlink
 	err := f.do(ctx, &wire.Tsymlink{DFID: f.fid, Name: name, Target: target, GID: gid}, &answer, name)
@@ -43,6 +50,9 @@ func (f *Fid) Mknod(ctx context.Context, n Node) (p9.QID, error) {
 	if err := checkStrings(n.Name); err != nil {
 		return p9.QID{}, err
 	}
+	if f.c.old() {
+		return f.oldMknod(ctx, n)
+	}
 	var answer wire.Rmknod
 	req := wire.Tmknod{DFID: f.fid, Name: n.Name, Mode: n.Mode, Major: n.Major, Minor: n.Minor, GID: n.GID}
 	err := f.do(ctx, &req, &answer, n.Name)
@@ -54,6 +64,10 @@ func (f *Fid) Link(ctx context.Context, target *Fid, name string) error {
 	if err := f.mate("link", target, name); err != nil {
 		return err
 	}
+	if f.c.old() {
+		_, err := f.oldMake(ctx, name, wire.DMLink, strconv.FormatUint(uint64(target.fid), 10))
+		return err
+	}
 	return f.do(ctx, &wire.Tlink{DFID: f.fid, FID: target.fid, Name: name}, &wire.Rlink{}, name)
 }
 
@@ -62,6 +76,9 @@ func (f *Fid) Link(ctx context.Context, target *Fid, name string) error {
 func (f *Fid) Rename(ctx context.Context, dir *Fid, name string) error {
 	if err := f.mate("rename", dir, name); err != nil {
 		return err
+	}
+	if f.c.old() {
+		return f.c.cannot("rename", name) // it would have to be in dir by now, which nobody knows
 	}
 	return f.do(ctx, &wire.Trename{FID: f.fid, DFID: dir.fid, Name: name}, &wire.Rrename{}, name)
 }
@@ -72,6 +89,9 @@ func (f *Fid) Rename(ctx context.Context, dir *Fid, name string) error {
 func (f *Fid) RenameAt(ctx context.Context, oldName string, dir *Fid, newName string) error {
 	if err := f.mate("renameat", dir, oldName, newName); err != nil {
 		return err
+	}
+	if f.c.old() {
+		return f.oldRenameAt(ctx, oldName, dir, newName)
 	}
 	req := wire.Trenameat{OldDFID: f.fid, OldName: oldName, NewDFID: dir.fid, NewName: newName}
 	err := f.do(ctx, &req, &wire.Rrenameat{}, oldName)
@@ -94,9 +114,11 @@ func (f *Fid) UnlinkAt(ctx context.Context, name string, flags uint32) error {
 	if err := checkStrings(name); err != nil {
 		return err
 	}
-	err := f.do(ctx, &wire.Tunlinkat{DFID: f.fid, Name: name, Flags: flags}, &wire.Runlinkat{}, name)
-	if !errors.Is(err, syscall.EOPNOTSUPP) {
-		return err
+	if !f.c.old() {
+		err := f.do(ctx, &wire.Tunlinkat{DFID: f.fid, Name: name, Flags: flags}, &wire.Runlinkat{}, name)
+		if !errors.Is(err, syscall.EOPNOTSUPP) {
+			return err
+		}
 	}
 	g, _, err := f.Walk(ctx, name)
 	if err != nil {

@@ -13,6 +13,12 @@ type Options struct {
 	// as that. One buffer may grow to it for reading, and one for writing.
 	Msize uint32
 
+	// Versions are the dialects to ask for, the best first. Nil is 9P2000.L
+	// alone. In 9P2000.u and 9P2000 what they have no message for is
+	// EOPNOTSUPP: links, devices, locks, extended attributes and statfs in one
+	// or both, and EXDEV a rename to another folder.
+	Versions []string
+
 	// Requests is how many requests may be in flight; a further one waits.
 	// Zero means 256. The most is 16,384.
 	Requests int
@@ -47,6 +53,9 @@ const (
 func (o Options) withDefaults() Options {
 	if o.Msize == 0 {
 		o.Msize = defaultMsize
+	}
+	if len(o.Versions) == 0 {
+		o.Versions = []string{wire.Version9P2000L}
 	}
 	o.Msize = min(max(o.Msize, wire.MinMsize), MaxMsize)
 	if o.Requests <= 0 {

@@ -48,6 +48,9 @@ func (f *Fid) readXattr(ctx context.Context, name string) (value []byte, err err
 	if f.closed.Load() {
 		return nil, f.unusable(&wire.Txattrwalk{})
 	}
+	if f.c.old() {
+		return nil, f.c.cannot("xattrwalk", name)
+	}
 	fid, err := f.c.newFID()
 	if err != nil {
 		return nil, err
@@ -88,6 +91,9 @@ func (f *Fid) RemoveXattr(ctx context.Context, name string) error {
 func (f *Fid) writeXattr(ctx context.Context, name string, value []byte, flags uint32) error {
 	if err := checkStrings(name); err != nil {
 		return err
+	}
+	if f.c.old() {
+		return f.c.cannot("xattrcreate", name)
 	}
 	x, err := f.Clone(ctx)
 	if err != nil {

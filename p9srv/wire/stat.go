@@ -69,6 +69,17 @@ func AppendStat(b []byte, s *Stat) []byte {
 	return b
 }
 
+// NextStat takes the first Stat from a folder's contents and returns what follows
+// it. Call it until the rest is empty.
+func NextStat(data []byte) (st Stat, rest []byte, err error) {
+	r := reader{b: data}
+	st = r.stat()
+	if r.bad {
+		return Stat{}, nil, errShort
+	}
+	return st, r.b, nil
+}
+
 // stat reads a Stat with its size.
 func (r *reader) stat() (s Stat) {
 	in := reader{b: r.take(int(r.u16()))}

@@ -295,6 +295,9 @@ func (w *writer) del(k []byte) { w.todo = append(w.todo, entry{k: k}) }
 func (w *writer) into(bucket []byte) {
 	slices.SortFunc(w.todo, func(x, y entry) int { return bytes.Compare(x.k, y.k) })
 	b := w.tx.Bucket(bucket)
+	if string(bucket) == string(buckets.obj) || string(bucket) == string(buckets.origin) {
+		b.FillPercent = 0.9 // new keys are the highest
+	}
 	for _, e := range w.todo {
 		old := b.Get(e.k)
 		if old != nil {

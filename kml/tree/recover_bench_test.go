@@ -1,6 +1,7 @@
 package tree
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -72,16 +73,29 @@ func BenchmarkOpenAfterCrash(b *testing.B) {
 	if err := Init(dir, Options{NoWatch: true, Boot: bootOf(0)}); err != nil {
 		b.Fatal(err)
 	}
+	tr, err := Open(dir, Options{NoWatch: true, Boot: bootOf(0)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	start := time.Now()
+	if err := tr.checkpoint(); err != nil {
+		b.Fatal(err)
+	}
+	took := time.Since(start)
+	st, err := os.Stat(tr.state.Path("index.db"))
+	if err := errors.Join(err, tr.Close()); err != nil {
+		b.Fatal(err)
+	}
 	boot := 0
 	for b.Loop() {
 		b.StopTimer()
 		boot++
-		tr, err := Open(dir, Options{NoWatch: true, Boot: bootOf(boot), SyncEvery: 200 * time.Millisecond})
+		tr, err = Open(dir, Options{NoWatch: true, Boot: bootOf(boot), SyncEvery: 200 * time.Millisecond})
 		if err != nil {
 			b.Fatal(err)
 		}
 		for i, end := 0, time.Now().Add(3*time.Second); time.Now().Before(end); i++ {
-			_, h, err := tr.Create(ctx, nil, kml.RootOID, fmt.Sprintf("new-%d", i%1000), unix.O_RDWR, 0o644)
+			_, h, err := tr.Create(ctx, nil, kml.RootOID, fmt.Sprintf("new-%d", i%1000), unix.O_RDWR|unix.O_TRUNC, 0o644)
 			if err == nil {
 				_, err = h.WriteAt(ctx, []byte("new"), 0)
 			}
@@ -105,4 +119,7 @@ func BenchmarkOpenAfterCrash(b *testing.B) {
 		}
 		b.StartTimer()
 	}
+	b.ReportMetric(float64(took.Milliseconds()), "checkpoint-ms")
+	b.ReportMetric(float64(tr.kept.size)/files, "checkpoint-B/file")
+	b.ReportMetric(float64(st.Size())/files, "index-B/file")
 }

@@ -38,7 +38,7 @@ type Log struct {
 
 	waiting atomic.Int32  // readers that wait on wake
 	end     atomic.Uint64 // seen.pos
-	cutGen  atomic.Uint32 // how often CutAfter cut; readers of before are void
+	cutGen  atomic.Uint32 // two more with every cut; readers of before are void
 	closed  atomic.Bool
 	fail    atomic.Pointer[error] // what made the log unusable
 

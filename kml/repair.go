@@ -53,14 +53,18 @@ func (l *Log) repair(i int, off int64, bad error) error {
 		// The mark lies in what goes, but what it says holds.
 		again = &Record{Op: OpMark, Mark: MarkCommit, Pos: l.at.pos + 1, Time: mark.Time, Base: mark.Base}
 	}
-	return l.cutTo(i, off, again)
+	if err := l.cutTo(l.segs, i, off, again); err != nil {
+		return err
+	}
+	l.segs = l.segs[: i+1 : i+1]
+	return nil
 }
 
 // cutTo ends the log in segs[i] at off, with mark as its last record when
 // there is one. The mark is durable before what followed goes: killed in
 // between, the next Open finds both and does the rest.
-func (l *Log) cutTo(i int, off int64, mark *Record) error {
-	s := l.segs[i]
+func (l *Log) cutTo(segs []*segment, i int, off int64, mark *Record) error {
+	s := segs[i]
 	f, err := l.o.fs.Open(s.path, true, false)
 	if err != nil {
 		return err
@@ -82,8 +86,8 @@ func (l *Log) cutTo(i int, off int64, mark *Record) error {
 		l.at.pos, l.at.crc = mark.Pos, crc
 		l.at.mind(mark)
 	}
-	for j := len(l.segs) - 1; j > i; j-- {
-		if err := l.o.fs.Remove(l.segs[j].path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	for j := len(segs) - 1; j > i; j-- {
+		if err := l.o.fs.Remove(segs[j].path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
@@ -100,7 +104,6 @@ func (l *Log) cutTo(i int, off int64, mark *Record) error {
 	s.indexed = s.indexed || off == end // what Open read up to here is indexed
 	s.mu.Unlock()
 	s.size.Store(end)
-	l.segs = l.segs[: i+1 : i+1]
 	return l.o.fs.SyncDir(l.dir)
 }
 
@@ -174,30 +177,46 @@ func (l *Log) CutAfter(p Position, reason string, id [16]byte) (*Record, error) 
 	if err != nil {
 		return nil, err
 	}
-	l.dropSpare()
-	l.pub.Lock()
-	defer l.pub.Unlock()
-	l.cutGen.Add(1)
-	i := 0
-	for l.segs[i] != s {
-		i++
-	}
-	old, last := l.segs, l.segs[len(l.segs)-1]
 	r := &Record{Op: OpMark, Mark: MarkEpoch, Name: reason, Value: id[:], Time: l.o.Now().UnixNano(),
 		Pos: MakePosition(l.at.pos.Epoch()+1, p.Recno()+1), Base: Base{Pos: min(p, l.at.firm())}}
 	l.at.pos, l.at.crc = at.after, at.crc
-	if err := l.cutTo(i, at.off, r); err != nil {
+	if err := l.cutAt(s, at.off, r); err != nil {
 		return nil, l.spoil(err)
 	}
-	if err := l.reopen(s, last, old); err != nil {
-		return nil, l.spoil(err)
-	}
-	l.cutDone(s)
 	return r, nil
 }
 
-// reopen makes s the segment that is written, in place of last.
-func (l *Log) reopen(s, last *segment, old []*segment) error {
+// cutAt ends the log in s at off, where l.at is, with mark as its last record
+// when there is one, and shows readers what is left. The caller holds mu; who
+// asks for the state of the log does not wait for the disk.
+func (l *Log) cutAt(s *segment, off int64, mark *Record) error {
+	l.dropSpare()
+	l.cutGen.Add(1) // whoever reads is void
+	l.pub.Lock()
+	segs := l.segs // nobody changes them without mu
+	l.pub.Unlock()
+	i := 0
+	for segs[i] != s {
+		i++
+	}
+	last := segs[len(segs)-1]
+	if err := l.cutTo(segs, i, off, mark); err != nil {
+		return err
+	}
+	segs, err := l.reopen(segs[:i+1:i+1], s, last)
+	if err != nil {
+		return err
+	}
+	l.pub.Lock()
+	defer l.pub.Unlock()
+	l.segs = segs
+	l.cutGen.Add(1) // and so is who began meanwhile
+	l.cutDone(s)
+	return nil
+}
+
+// reopen makes s, the last of segs, the segment that is written, in place of last.
+func (l *Log) reopen(segs []*segment, s, last *segment) ([]*segment, error) {
 	keep := l.unsynced[:0]
 	for _, u := range l.unsynced {
 		if u.num > s.num {
@@ -208,16 +227,15 @@ func (l *Log) reopen(s, last *segment, old []*segment) error {
 	}
 	l.unsynced = keep
 	if s == last {
-		return nil
+		return segs, nil
 	}
 	last.release()
 	f, err := l.o.fs.Open(s.path, true, false)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	// Readers may hold s with a file of their own; it gets a successor.
 	n := &segment{num: s.num, path: s.path, hdr: s.hdr, rw: true, f: f, refs: 1, index: s.index, indexed: s.indexed}
 	n.size.Store(s.size.Load())
-	l.segs = append(append([]*segment{}, old[:len(l.segs)-1]...), n)
-	return nil
+	return append(append([]*segment{}, segs[:len(segs)-1]...), n), nil
 }

@@ -232,6 +232,43 @@ func TestCutAfterIsCrashSafe(t *testing.T) {
 	}
 }
 
+// TestCutDoesNotHoldUpReaders: whoever asks for the state of a log that is being
+// cut does not wait for the disk, and a reader that begins meanwhile is void.
+func TestCutDoesNotHoldUpReaders(t *testing.T) {
+	m := newMemFS()
+	l := testLog(t, Options{SegmentSize: minSegmentSize, fs: m})
+	appendN(t, l, 0, 100)
+	var calls []string
+	var during *Reader
+	m.fail = func(call, _ string) error {
+		calls = append(calls, call)
+		if !l.pub.TryLock() {
+			t.Errorf("%s: done under the lock that readers of the log's state take", call)
+			return nil
+		}
+		l.pub.Unlock()
+		if call == "write" && during == nil {
+			// The file system's lock is held here: a segment that is open needs none.
+			seg, w := l.last(), waypoint{after: l.End(), off: l.last().size.Load(), crc: l.EndCRC()}
+			seg.hold()
+			during = &Reader{l: l, seg: seg, w: window{f: seg.f}, off: w.off, pos: w.after, crc: w.crc, gen: l.cutGen.Load()}
+		}
+		return nil
+	}
+	_, err := l.CutAfter(10, "test", [16]byte{3})
+	m.fail = nil
+	if err != nil || len(calls) < 5 {
+		t.Fatalf("%q: %v", calls, err)
+	}
+	if during == nil {
+		t.Fatal("nothing was written")
+	}
+	defer during.Close()
+	if _, err := during.TryNext(); !errors.Is(err, ErrHistoryCut) {
+		t.Errorf("a reader that began meanwhile: %v", err)
+	}
+}
+
 func TestReadersOfACutLog(t *testing.T) {
 	l := testLog(t, Options{SegmentSize: minSegmentSize})
 	appendN(t, l, 0, 100)

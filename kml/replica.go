@@ -51,23 +51,10 @@ func (l *Log) Rewind(p Position) error {
 	if err != nil {
 		return err
 	}
-	l.dropSpare()
-	l.pub.Lock()
-	defer l.pub.Unlock()
-	l.cutGen.Add(1)
-	i := 0
-	for l.segs[i] != s {
-		i++
-	}
-	old, last := l.segs, l.segs[len(l.segs)-1]
 	l.at = t
-	if err := l.cutTo(i, at.off, nil); err != nil {
+	if err := l.cutAt(s, at.off, nil); err != nil {
 		return l.spoil(err)
 	}
-	if err := l.reopen(s, last, old); err != nil {
-		return l.spoil(err)
-	}
-	l.cutDone(s)
 	return nil
 }
 

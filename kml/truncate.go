@@ -12,6 +12,7 @@ func (l *Log) DropBefore(p Position) (int, error) {
 	if err := l.usable(); err != nil {
 		return 0, err
 	}
+	l.mu.Lock() // appends and cuts change the row, too
 	l.pub.Lock()
 	n := 0
 	for n+1 < len(l.segs) && l.segs[n+1].hdr.tail.pos < p {
@@ -20,6 +21,7 @@ func (l *Log) DropBefore(p Position) (int, error) {
 	drop := l.segs[:n]
 	l.segs = l.segs[n:]
 	l.pub.Unlock()
+	l.mu.Unlock()
 	// Oldest first: killed in between, what is left is still one row.
 	for i, s := range drop {
 		if err := l.o.fs.Remove(s.path); err != nil {

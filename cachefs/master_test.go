@@ -148,6 +148,8 @@ type proxy struct {
 	// limit, when positive, is how many more bytes go to the master before
 	// everything is cut.
 	limit int64
+	// delay is what each buffer to the master takes.
+	delay time.Duration
 	// frozen, when not nil, is closed when bytes go on again.
 	frozen chan struct{}
 }
@@ -199,8 +201,11 @@ func (p *proxy) pipe(dst, src net.Conn, up bool) {
 	for {
 		n, err := src.Read(buf)
 		p.mu.Lock()
-		frozen := p.frozen
+		frozen, delay := p.frozen, p.delay
 		p.mu.Unlock()
+		if up && delay > 0 {
+			<-time.After(delay) // the link's own slowness
+		}
 		if frozen != nil {
 			<-frozen
 		}
@@ -234,6 +239,13 @@ func (p *proxy) cut(shut bool) {
 		c.Close()
 	}
 	clear(p.conns)
+}
+
+// slow lets each buffer to the master take d.
+func (p *proxy) slow(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.delay = d
 }
 
 // freeze holds all bytes back, or lets them go on.

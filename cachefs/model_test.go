@@ -25,9 +25,9 @@ import (
 // every number was applied once, and contents that were flushed anywhere are at
 // the master, in a conflict copy, or were written over by who had seen them.
 func TestManyClients(t *testing.T) {
-	rounds, steps := 3, 120
+	rounds, steps := 50, 50
 	if testing.Short() {
-		rounds = 1
+		rounds = 5
 	}
 	if testutil.Long() {
 		rounds, steps = 100, 400

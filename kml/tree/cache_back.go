@@ -65,7 +65,7 @@ func (c *Cache) againStore(e *local.Entry, r *kml.Record) error {
 	defer o.mu.Unlock()
 	was := o.local
 	if !was {
-		o.base, o.after, o.names = r.Base, e.After, c.Names(r.OID)
+		o.base, o.after = r.Base, e.After
 	}
 	o.wait = append(o.wait, e)
 	slices.SortFunc(o.wait, func(a, b *local.Entry) int { return int(int64(a.ID - b.ID)) })
@@ -173,6 +173,17 @@ func (c *Cache) Dirty(oid kml.OID) bool {
 // need, or nil.
 func (c *Cache) Lost(oid kml.OID) *Object {
 	c.view.mu.RLock()
-	defer c.view.mu.RUnlock()
-	return c.view.lost[oid]
+	lost := c.view.lost[oid]
+	c.view.mu.RUnlock()
+	if lost != nil {
+		return lost
+	}
+	o := c.objects.find(oid)
+	if o == nil {
+		return nil
+	}
+	defer c.objects.release(o)
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.gone
 }

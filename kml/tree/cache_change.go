@@ -99,7 +99,7 @@ func (c *Cache) losing(o *cacheObject, was *Object, now int64) {
 	}
 	gone := *was
 	gone.Attr.Nlink, gone.Ctime = 0, now
-	o.gone, o.names = &gone, nil // the bytes written here go when the last handle does
+	o.gone, o.removed = &gone, true // the bytes written here go when the last handle does
 }
 
 // fits checks a change against the tree and fills in what it replaces. lost is

@@ -31,24 +31,24 @@ type cacheObject struct {
 	oid  kml.OID
 	refs int // guarded by cacheObjects.mu
 
-	mu     sync.RWMutex
-	local  bool           // OID.local has the bytes, and is ahead of the master
-	dirty  bool           // written since the last cut
-	slots  []int          // of the dirty table
-	base   kml.Base       // the version that was here when it became local
-	after  uint64         // or the change in the local log that made it
-	wait   []*local.Entry // stores cut, and not come back yet
-	gen    uint64         // counts replacements of the inode that all handles follow
-	era    *era           // of contents that readers keep: another one with a newer version
-	append sync.Mutex     // one O_APPEND write at a time
-	vf     *versionFile   // of the present version
-	gone   *Object        // what it was when it lost its last name
-	names  []Name         // what it was called when it became local
-	first  int64          // when it became dirty, nanoseconds
-	uid    uint32
-	gid    uint32
-	writes atomic.Uint64
-	last   atomic.Int64 // last write, nanoseconds
+	mu      sync.RWMutex
+	local   bool           // OID.local has the bytes, and is ahead of the master
+	dirty   bool           // written since the last cut
+	slots   []int          // of the dirty table
+	base    kml.Base       // the version that was here when it became local
+	after   uint64         // or the change in the local log that made it
+	wait    []*local.Entry // stores cut, and not come back yet
+	gen     uint64         // counts replacements of the inode that all handles follow
+	era     *era           // of contents that readers keep: another one with a newer version
+	append  sync.Mutex     // one O_APPEND write at a time
+	vf      *versionFile   // of the present version
+	gone    *Object        // what it was when it lost its last name
+	removed bool           // that was here
+	first   int64          // when it became dirty, nanoseconds
+	uid     uint32
+	gid     uint32
+	writes  atomic.Uint64
+	last    atomic.Int64 // last write, nanoseconds
 }
 
 // era is how long readers see one file: from when contents came from the master
@@ -222,7 +222,7 @@ func (c *Cache) makeDirtyOnce(ctx context.Context, o *cacheObject, cred *Cred, t
 		return true, err
 	}
 	if !o.local {
-		o.local, o.base, o.names = true, kml.Base{Pos: e.base}, c.Names(o.oid)
+		o.local, o.base = true, kml.Base{Pos: e.base}
 		c.view.mu.RLock()
 		o.after = c.view.writtenBy(o.oid)
 		c.view.mu.RUnlock()
@@ -261,7 +261,7 @@ func (c *Cache) cut(o *cacheObject) (*local.Entry, error) {
 		}
 		return nil, nil
 	}
-	if o.gone != nil && len(o.names) == 0 { // removed here: nobody can ask for the bytes
+	if o.gone != nil && o.removed { // nobody can ask for the bytes
 		c.dropLocalLocked(o)
 		return nil, nil
 	}
@@ -321,7 +321,7 @@ func (c *Cache) restoreLocal() error {
 		if len(o.wait) > 0 {
 			c.objects.release(o) // one reference of being local
 		} else {
-			o.base, o.after, o.names = r.Base, e.After, c.Names(r.OID)
+			o.base, o.after = r.Base, e.After
 		}
 		o.wait = append(o.wait, e)
 	}
@@ -441,7 +441,6 @@ func (c *Cache) restoreDirty() error {
 			c.restoreBase(o, e.base)
 		}
 		o.local, o.dirty, o.uid, o.gid = true, true, e.uid, e.gid
-		o.names = c.Names(e.oid)
 		o.slots = append(o.slots, slot)
 		o.first = c.opt.Now().UnixNano()
 		o.last.Store(o.first)

@@ -45,7 +45,7 @@ func (t *Tree) Setattr(ctx context.Context, c *Cred, oid kml.OID, h Handle, s Se
 	r := t.record(c, kml.OpSetattr)
 	r.OID = oid
 	if s.Mask != 0 {
-		if a, err := t.setattr(ctx, c, r, s); err != nil || a.OID != 0 {
+		if a, err := t.setattr(ctx, c, r, s, nil); err != nil || a.OID != 0 {
 			return a, err
 		}
 	}
@@ -55,7 +55,8 @@ func (t *Tree) Setattr(ctx context.Context, c *Cred, oid kml.OID, h Handle, s Se
 // setattr changes everything but the size under the object's lock and journals
 // what really changed. An access time alone is nobody else's business. a is what
 // the object is then, where that was looked at: else its oid is 0.
-func (t *Tree) setattr(ctx context.Context, c *Cred, r *kml.Record, s SetAttr) (a Attr, err error) {
+// check, when given, may refuse what the object has now; it runs under the lock.
+func (t *Tree) setattr(ctx context.Context, c *Cred, r *kml.Record, s SetAttr, check func(now kml.Attr) error) (a Attr, err error) {
 	err = t.atLocked(ctx, r.OID, func(p place) error {
 		var old, st unix.Statx_t
 		if err := statAt(p.fd, "", &old); err != nil {
@@ -65,6 +66,11 @@ func (t *Tree) setattr(ctx context.Context, c *Cred, r *kml.Record, s SetAttr) (
 			return syscall.EOPNOTSUPP
 		}
 		was := kmlAttr(&old)
+		if check != nil {
+			if err := check(was); err != nil {
+				return err
+			}
+		}
 		r.HadOld, r.Old, r.Attr, r.Mask = true, was, was, kml.MaskMode|kml.MaskUID|kml.MaskGID|kml.MaskMtime
 		t.wanted(&r.Attr, s)
 		call := func() error { return p.applyAs(c, &old, s) }

@@ -107,6 +107,9 @@ func (t *Tree) reintegrate(ctx context.Context, c *Cred, r *kml.Record, staged s
 	switch r.Op {
 	case kml.OpCreate, kml.OpMkdir, kml.OpSymlink, kml.OpMknod:
 		if _, err := t.index.Get(r.OID); err == nil {
+			if r.Flags&kml.FlagConflict != 0 {
+				return conflict(syscall.EEXIST, "object %v is there again", r.OID)
+			}
 			return fmt.Errorf("oid %v is in use: %w", r.OID, syscall.EINVAL)
 		}
 		if err := c.mayMake(r); err != nil {
@@ -146,14 +149,23 @@ func (t *Tree) reintegrate(ctx context.Context, c *Cred, r *kml.Record, staged s
 			return nil
 		})
 	case kml.OpSetattr:
-		_, err := t.setattr(ctx, c, r, setAttrOf(r))
+		seen := *r
+		_, err := t.setattr(ctx, c, r, setAttrOf(r), func(now kml.Attr) error { return fitsAttr(&seen, now) })
 		return err
 	case kml.OpSetxattr:
+		seen := *r
 		return t.changeXattr(ctx, r, func(p place) error {
+			if err := fitsXattr(&seen, p); err != nil {
+				return err
+			}
 			return c.as(func() error { return unix.Setxattr(p.path(), r.Name, r.Value, 0) })
 		})
 	case kml.OpRemovexattr:
+		seen := *r
 		return t.changeXattr(ctx, r, func(p place) error {
+			if err := fitsXattr(&seen, p); err != nil {
+				return err
+			}
 			return c.as(func() error { return unix.Removexattr(p.path(), r.Name) })
 		})
 	case kml.OpStore:

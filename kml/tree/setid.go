@@ -78,7 +78,7 @@ func (h *handle) dropPrivs(ctx context.Context) error {
 	if m := strippedMode(mode); m != mode {
 		r := h.t.record(h.cred, kml.OpSetattr)
 		r.OID = h.obj.oid
-		if _, err := h.t.setattr(ctx, nil, r, SetAttr{Mask: SetMode, Mode: m & 07777}); err != nil {
+		if _, err := h.t.setattr(ctx, nil, r, SetAttr{Mask: SetMode, Mode: m & 07777}, nil); err != nil {
 			return err
 		}
 	}

@@ -126,6 +126,23 @@ func (t *Tree) Site(id kml.SiteID) (Site, bool) {
 	return x, true
 }
 
+// Minted reports whether an oid has been an object's, as far as is known: one that
+// is gone may be made again under it.
+func (t *Tree) Minted(oid kml.OID) bool {
+	fs := t.state.Fileset()
+	switch site := oid.Site(); {
+	case oid.Counter() == 0 || site == 0:
+		return false
+	case site == fs.Site:
+		return oid.Counter() < fs.CounterReserved
+	case slices.Contains(fs.OwnSites, site):
+		return true
+	default:
+		x, ok := t.Site(site)
+		return ok && oid.Counter() <= x.MaxCounter
+	}
+}
+
 // SetSiteKeys sets whom a site is known by from now on: the hash of the key of
 // its new session, and with prev that of the key that the client showed, which
 // stays good until the client uses the session: the answer with the new one may

@@ -19,10 +19,11 @@ const (
 )
 
 // checkRecord refuses a record of a site's session that no honest client sends:
-// one whose origin or new oid is another's, whose names cannot be or reach out of
+// one whose origin or new oid is another's (but for an object that was there and is
+// made again, of which minted knows), whose names cannot be or reach out of
 // their folder, that names the root as what goes, or of a kind that only a
 // master makes.
-func checkRecord(r *kml.Record, site kml.SiteID) error {
+func checkRecord(r *kml.Record, site kml.SiteID, minted func(kml.OID) bool) error {
 	if r.Origin.Site != site || r.Origin.Seq == 0 {
 		return fmt.Errorf("origin %d:%d is not of site %d: %w", r.Origin.Site, r.Origin.Seq, site, syscall.EPERM)
 	}
@@ -31,7 +32,7 @@ func checkRecord(r *kml.Record, site kml.SiteID) error {
 	}
 	switch r.Op {
 	case kml.OpCreate, kml.OpMkdir, kml.OpSymlink, kml.OpMknod:
-		return checkNew(r, site)
+		return checkNew(r, site, minted)
 	case kml.OpLink:
 		return checkName(r.Parent, r.Name)
 	case kml.OpUnlink, kml.OpRmdir:
@@ -70,8 +71,9 @@ func checkRecord(r *kml.Record, site kml.SiteID) error {
 }
 
 // checkNew checks what makes an object.
-func checkNew(r *kml.Record, site kml.SiteID) error {
-	if r.OID.Site() != site || r.OID.Counter() == 0 {
+func checkNew(r *kml.Record, site kml.SiteID, minted func(kml.OID) bool) error {
+	again := r.Flags&kml.FlagConflict != 0 && r.OID.Site() != site && minted(r.OID)
+	if !again && (r.OID.Site() != site || r.OID.Counter() == 0) {
 		return fmt.Errorf("oid %s is not of site %d: %w", r.OID, site, syscall.EPERM)
 	}
 	var ok bool

@@ -204,7 +204,7 @@ func (s *reintSession) one(r *kml.Record) feed.Outcome {
 		o.Status, o.Errno, o.Reason = feed.Refused, uint32(errno), err.Error()
 		return o
 	}
-	if err := checkRecord(r, s.site); err != nil {
+	if err := checkRecord(r, s.site, s.h.j.t.Minted); err != nil {
 		return refuse(err)
 	}
 	u, path := upload{s.site, r.Origin.Seq}, ""

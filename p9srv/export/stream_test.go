@@ -74,14 +74,16 @@ func TestCheckRecordKnowsEveryOp(t *testing.T) {
 			NewParent: kml.RootOID, NewName: "m", Mask: kml.MaskMode, Target: "t"}
 		modes := map[kml.Op]uint32{kml.OpCreate: syscall.S_IFREG, kml.OpMkdir: syscall.S_IFDIR, kml.OpSymlink: syscall.S_IFLNK, kml.OpMknod: syscall.S_IFIFO}
 		r.Attr.Mode = modes[op]
-		if err := checkRecord(r, 2); (err != nil) != (op == kml.OpMark) {
+		if err := checkRecord(r, 2, neverMinted); (err != nil) != (op == kml.OpMark) {
 			t.Errorf("%v: %v", op, err)
 		}
-		if err := checkRecord(r, 3); err == nil {
+		if err := checkRecord(r, 3, neverMinted); err == nil {
 			t.Errorf("%v of another site", op)
 		}
 	}
-	if err := checkRecord(&kml.Record{Op: kml.OpMark + 1, Origin: kml.Origin{Site: 2, Seq: 1}, OID: 5}, 2); !errors.Is(err, syscall.EPERM) {
+	if err := checkRecord(&kml.Record{Op: kml.OpMark + 1, Origin: kml.Origin{Site: 2, Seq: 1}, OID: 5}, 2, neverMinted); !errors.Is(err, syscall.EPERM) {
 		t.Error(err)
 	}
 }
+
+func neverMinted(kml.OID) bool { return false }

@@ -124,10 +124,11 @@ func eventually(t testing.TB, what string, cond func() bool) {
 	}
 }
 
+// run runs a program in dir. It goes there by itself: between fork and exec this
+// process stands still, and would not answer for its own mount.
 func run(t testing.TB, dir, name string, args ...string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), name, args...)
-	cmd.Dir = dir
+	cmd := exec.CommandContext(t.Context(), "env", append([]string{"-C", dir, name}, args...)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %v: %v\n%s", name, args, err, out)

@@ -80,7 +80,7 @@ func play(t testing.TB, o Options, server func(*fake)) (*Conn, *Fid) {
 		defer close(done)
 		f := &fake{t: t, conn: far}
 		_, v := want[*wire.Tversion](f)
-		f.send(wire.NoTag, &wire.Rversion{Msize: min(v.Msize, 8192), Version: wire.Version9P2000L})
+		f.send(wire.NoTag, &wire.Rversion{Msize: min(v.Msize, 8192), Version: v.Version})
 		tag, _ := want[*wire.Tattach](f)
 		f.send(tag, &wire.Rattach{QID: p9.QID{Type: p9.TypeDir, Path: 1}})
 		server(f)
@@ -353,28 +353,37 @@ func FuzzAnswers(f *testing.F) {
 	f.Add((&wire.Rwalk{QIDs: make([]p9.QID, 2)}).Append((&wire.Rlerror{Errno: 2}).Append(nil, 2), 1))
 	f.Add((&wire.Rreaddir{Data: wire.AppendDirent(nil, p9.Dirent{Name: "x"})}).Append(nil, 3))
 	f.Add(bytes.Repeat((&wire.Rflush{}).Append(nil, 0x8001), 3))
+	f.Add((&wire.Rstat{Stat: wire.Stat{Name: "x", Mode: wire.DMDevice, Extension: "c 1 3"}}).Append(nil, 5))
+	f.Add((&wire.Rread{Data: wire.AppendStat(nil, &wire.Stat{Name: "x"})}).Append((&wire.Rerror{Ename: "no"}).Append(nil, 2), 1))
 	f.Fuzz(func(t *testing.T, answers []byte) {
-		c, root := play(t, Options{Requests: 8, Grace: time.Millisecond}, func(f *fake) {
-			go io.Copy(io.Discard, f.conn)
-			f.conn.Write(answers) // the client may end it
-		})
-		ctx, cancel := context.WithCancel(t.Context())
-		calls := []func(){
-			func() { root.Walk(ctx, "a", "b") },
-			func() { root.Read(ctx, make([]byte, 100), 0) },
-			func() { root.Readdir(ctx, 0, 1000) },
-			func() { root.GetXattr(ctx, "user.x") },
-			func() { root.SetXattr(ctx, "user.x", []byte("v"), 0) },
-			func() { root.GetAttr(ctx, p9.AttrMaskAll) },
-		}
-		done := make(chan struct{})
-		for _, call := range calls {
-			go func() { call(); done <- struct{}{} }()
-		}
-		<-c.Done() // the pipe closes behind the answers
-		cancel()
-		for range calls {
-			<-done
+		for _, version := range []string{wire.Version9P2000L, wire.Version9P2000U, wire.Version9P2000} {
+			fuzzAnswers(t, version, answers)
 		}
 	})
+}
+
+func fuzzAnswers(t *testing.T, version string, answers []byte) {
+	c, root := play(t, Options{Versions: []string{version}, Requests: 8, Grace: time.Millisecond}, func(f *fake) {
+		go io.Copy(io.Discard, f.conn)
+		f.conn.Write(answers) // the client may end it
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	calls := []func(){
+		func() { root.Walk(ctx, "a", "b") },
+		func() { root.Read(ctx, make([]byte, 100), 0) },
+		func() { root.Readdir(ctx, 0, 1000) },
+		func() { root.GetXattr(ctx, "user.x") },
+		func() { root.SetXattr(ctx, "user.x", []byte("v"), 0) },
+		func() { root.GetAttr(ctx, p9.AttrMaskAll) },
+		func() { root.Symlink(ctx, "l", "to", p9.NoGID) },
+	}
+	done := make(chan struct{})
+	for _, call := range calls {
+		go func() { call(); done <- struct{}{} }()
+	}
+	<-c.Done() // the pipe closes behind the answers
+	cancel()
+	for range calls {
+		<-done
+	}
 }

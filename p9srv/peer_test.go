@@ -2,12 +2,14 @@ package p9srv_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/hugelgupf/p9/fsimpl/composefs"
 	"github.com/hugelgupf/p9/fsimpl/localfs"
 	"github.com/hugelgupf/p9/fsimpl/staticfs"
 	"github.com/hugelgupf/p9/fsimpl/test"
@@ -66,9 +68,18 @@ func (r remote) Attach() (p9.File, error) {
 	return counted{f}, err
 }
 
-// counted makes Readdir's count one of entries, as a local File takes it. On
-// the wire it counts bytes.
+// counted makes Readdir's count one of entries and leaves a folder one in which
+// something was created, as a local File does. On the wire it counts bytes, and
+// the folder's fid becomes the new file's.
 type counted struct{ p9.File }
+
+func (c counted) Create(name string, flags p9.OpenFlags, perm p9.FileMode, uid p9.UID, gid p9.GID) (p9.File, p9.QID, uint32, error) {
+	_, f, err := c.File.Walk(nil)
+	if err != nil {
+		return nil, p9.QID{}, 0, err
+	}
+	return f.Create(name, flags, perm, uid, gid)
+}
 
 func (c counted) Walk(names []string) ([]p9.QID, p9.File, error) {
 	q, f, err := c.File.Walk(names)
@@ -95,6 +106,33 @@ func TestPeerConformance(t *testing.T) {
 	testutil.CheckLeaks(t)
 	r := newRemote(t, localfs.Attacher(t.TempDir()))
 	test.TestFile(t, r)
+	test.TestReadOnlyFS(t, r)
+	test.TestReadWriteFS(t, r)
+}
+
+// TestPeerComposefs serves trees of several kinds put together, and wants of them
+// what that package's own test wants.
+func TestPeerComposefs(t *testing.T) {
+	testutil.CheckLeaks(t)
+	dir := t.TempDir()
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "somefile"), []byte("hahaha"), 0o666), os.Chmod(filepath.Join(dir, "somefile"), 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	a, err := composefs.New(
+		composefs.WithFile("foo.txt", staticfs.ReadOnlyFile("barbarbar")),
+		composefs.WithFile("baz.txt", staticfs.ReadOnlyFile("barbarbarbar")),
+		composefs.WithMount("localfs", localfs.Attacher(dir)),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	test.TestReadOnlyFS(t, newRemote(t, a),
+		test.WithDir("", "foo.txt", "baz.txt", "localfs"),
+		test.WithDir("localfs", "somefile"),
+		test.WithFile("foo.txt", "barbarbar", p9.Attr{Mode: p9.ModeRegular | 0o666, Size: 9, BlockSize: 4096}, p9.AttrMaskAll),
+		test.WithFile("baz.txt", "barbarbarbar", p9.Attr{Mode: p9.ModeRegular | 0o666, Size: 12, BlockSize: 4096}, p9.AttrMaskAll),
+		test.WithFile("localfs/somefile", "hahaha", p9.Attr{Mode: p9.ModeRegular | 0o666, Size: 6}, p9.AttrMask{Mode: true, Size: true}),
+	)
 }
 
 func TestPeerStaticfs(t *testing.T) {

@@ -188,18 +188,42 @@ func (d *disk) mount(t *testing.T) {
 	}
 }
 
+// unmount ends when the file system is gone. It may live on for a while in a mount
+// namespace that another process made of this one meanwhile, and a mount of the
+// image would then be the one that was shut down. The loop device goes with it.
 func (d *disk) unmount(t *testing.T) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); ; {
+	end := time.Now().Add(2 * time.Minute)
+	for {
 		err := unix.Unmount(d.mnt, 0)
 		if err == nil {
-			return
+			break
 		}
 		// A process that was killed may still be letting go.
 		if err != unix.EBUSY || time.Now().After(end) {
 			t.Fatal(err)
 		}
+		<-time.After(time.Millisecond)
 	}
+	for d.attached(t) {
+		if time.Now().After(end) {
+			t.Fatalf("%s is still mounted somewhere", d.img)
+		}
+		<-time.After(time.Millisecond)
+	}
+}
+
+// attached says that a loop device has the image.
+func (d *disk) attached(t *testing.T) bool {
+	t.Helper()
+	all, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	ok(t, err)
+	for _, f := range all {
+		if b, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(b), d.img) {
+			return true
+		}
+	}
+	return false
 }
 
 // cutPower shuts the file system down without writing its journal out:

@@ -145,7 +145,7 @@ func makeTree(dir string) error {
 		return err
 	}
 	for name, size := range map[string]int{"f": blockSize, "d/e/f": blockSize, "big": bigSize, "out": bigSize} {
-		if err := os.WriteFile(filepath.Join(dir, name), make([]byte, size), 0o644); err != nil {
+		if err := writeFile(filepath.Join(dir, name), size); err != nil {
 			return err
 		}
 	}
@@ -155,6 +155,23 @@ func makeTree(dir string) error {
 		}
 	}
 	return nil
+}
+
+// writeFile makes a file of zeros, piece by piece: of one large write the page
+// cache makes folios as large as there is memory in one piece at that moment,
+// and ext4 goes through all blocks of a folio for each 4 KiB written to it.
+func writeFile(name string, size int) error {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	piece := make([]byte, 64<<10)
+	for size > 0 && err == nil {
+		var n int
+		n, err = f.Write(piece[:min(size, len(piece))])
+		size -= n
+	}
+	return errors.Join(err, f.Close())
 }
 
 // newHost makes the trees in a new folder under base and starts the servers. A

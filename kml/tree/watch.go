@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"sync"
@@ -29,7 +30,7 @@ import (
 type watcher struct {
 	t    *Tree
 	fd   int
-	file *os.File
+	stop int // an eventfd: readable when the watcher is to end
 	pid  int32
 	// perDir: every folder is marked by itself.
 	perDir    bool
@@ -60,6 +61,11 @@ const (
 	// settleTime is how long a file must rest from being written before it is
 	// looked at without having been closed.
 	settleTime = time.Second
+	// gatherTime is how long events gather before they are taken. The tree's own
+	// changes make some, too: each would wake somebody who waits for it, which
+	// costs more than the change. The queue has room for more than a million a
+	// second.
+	gatherTime = 10 * time.Millisecond
 	// arriveTime is how long a name that went waits, for what it held to be
 	// seen elsewhere.
 	arriveTime = 100 * time.Millisecond
@@ -84,7 +90,11 @@ func (t *Tree) watchDir() error {
 		unix.Close(fd)
 		return err
 	}
-	w.file = os.NewFile(uintptr(fd), "fanotify")
+	if w.stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		unix.Close(w.root)
+		unix.Close(fd)
+		return fmt.Errorf("eventfd: %w", err)
+	}
 	t.watcher = w
 	t.wg.Go(w.read)
 	t.wg.Go(w.look)
@@ -233,9 +243,14 @@ func (w *watcher) added(oid kml.OID) {
 	}
 }
 
+// close tells the goroutines to end.
 func (w *watcher) close() {
-	if w != nil {
-		w.file.Close()
+	if w == nil {
+		return
+	}
+	one := binary.NativeEndian.AppendUint64(nil, 1)
+	if _, err := unix.Write(w.stop, one); err != nil {
+		w.t.logger.Error("ending the watcher", "fileset", w.t.dir, "err", err)
 	}
 }
 
@@ -243,21 +258,58 @@ func (w *watcher) close() {
 func (w *watcher) end() {
 	if w != nil {
 		unix.Close(w.root)
+		unix.Close(w.fd)
+		unix.Close(w.stop)
 	}
 }
 
-// read takes events off the kernel's queue as fast as they come.
+// read takes events off the kernel's queue, in lots. It waits in poll(2): the
+// runtime's poller would be woken by every one.
 func (w *watcher) read() {
 	buf := make([]byte, 256<<10)
+	pause := time.NewTimer(0)
+	defer pause.Stop()
 	for {
-		n, err := w.file.Read(buf)
+		n, err := unix.Read(w.fd, buf)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			err = w.await()
+		case err == nil && n > 0:
+			w.events(buf[:n])
+			continue
+		case err == nil:
+			err = io.ErrUnexpectedEOF
+		}
 		if err != nil {
-			if w.t.ctx.Err() == nil && !errors.Is(err, os.ErrClosed) {
+			if !errors.Is(err, os.ErrClosed) {
 				w.t.logger.Error("watching for foreign edits ended", "fileset", w.t.dir, "err", err)
 			}
 			return
 		}
-		w.events(buf[:n])
+		pause.Reset(gatherTime)
+		select {
+		case <-pause.C:
+		case <-w.t.ctx.Done():
+		}
+	}
+}
+
+// await returns when there are events; os.ErrClosed when the watcher is to end.
+func (w *watcher) await() error {
+	p := []unix.PollFd{{Fd: int32(w.fd), Events: unix.POLLIN}, {Fd: int32(w.stop), Events: unix.POLLIN}}
+	for {
+		_, err := unix.Poll(p, -1)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return fmt.Errorf("poll: %w", err)
+		case p[1].Revents != 0:
+			return os.ErrClosed
+		default:
+			return nil
+		}
 	}
 }
 

@@ -93,6 +93,10 @@ func (t *Tree) remakeIndex(path string, bad error) error {
 	switch {
 	case err == nil:
 		return nil
+	case t.log.Start() == 0 && bad == nil && errors.Is(err, os.ErrNotExist):
+		// Nothing is wrong: a new fileset has served nothing yet.
+		t.logger.Info("index is made from the whole log", "fileset", t.dir)
+		return nil
 	case t.log.Start() == 0:
 		t.logger.Warn("index is made again from the whole log", "fileset", t.dir, "index", bad, "checkpoint", err)
 		return nil

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/internal/fault"
 )
 
 // spare is a segment file made ahead of its use, empty but with room.
@@ -146,9 +148,11 @@ func (l *Log) write(seg *segment) (added []*segment, err error) {
 		}
 	}
 	for i, c := range l.cuts[1:] {
+		fault.Point("kml.roll.begun")
 		s, err := l.newSegment(seg.num+uint64(i)+1, c.hdr)
 		if err == nil {
 			added = append(added, s)
+			fault.Point("kml.roll.made")
 			_, err = s.f.WriteAt(l.buf[c.from:c.to], 0)
 		}
 		if err != nil {

@@ -3,6 +3,8 @@ package kml
 import (
 	"fmt"
 	"sync"
+
+	"github.com/mezzofs/mezzo/internal/fault"
 )
 
 // group lets callers that want the same kind of work done up to a position
@@ -114,6 +116,7 @@ func (l *Log) commitRound(want Position) (Position, error) {
 	if err := l.syncTo(want); err != nil {
 		return 0, err
 	}
+	fault.Point("kml.commit.synced")
 	r := &Record{Op: OpMark, Mark: MarkCommit, Base: Base{Pos: want}}
 	return l.appendMark(r)
 }
@@ -127,6 +130,7 @@ func (l *Log) appendMark(r *Record) (Position, error) {
 	if err != nil {
 		return 0, err
 	}
+	fault.Point("kml.mark.appended")
 	if err := l.syncTo(r.Pos); err != nil {
 		return 0, err
 	}

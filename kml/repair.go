@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"github.com/mezzofs/mezzo/internal/fault"
 )
 
 // Repair is what Open cut off the end of a log: a record that was being
@@ -82,6 +84,7 @@ func (l *Log) cutTo(segs []*segment, i int, off int64, mark *Record) error {
 		if err := f.Datasync(); err != nil {
 			return err
 		}
+		fault.Point("kml.cut.marked")
 		end += int64(len(b))
 		l.at.pos, l.at.crc = mark.Pos, crc
 		l.at.mind(mark)
@@ -91,6 +94,7 @@ func (l *Log) cutTo(segs []*segment, i int, off int64, mark *Record) error {
 			return err
 		}
 	}
+	fault.Point("kml.cut.removed")
 	if err := f.Truncate(end); err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package kml
 import (
 	"fmt"
 	"time"
+
+	"github.com/mezzofs/mezzo/internal/fault"
 )
 
 // DropBefore removes the oldest segments that hold only records before p, and
@@ -27,6 +29,7 @@ func (l *Log) DropBefore(p Position) (int, error) {
 		if err := l.o.fs.Remove(s.path); err != nil {
 			return i, err
 		}
+		fault.Point("kml.drop.removed")
 	}
 	if n > 0 {
 		if err := l.o.fs.SyncDir(l.dir); err != nil {

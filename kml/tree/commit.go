@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -75,9 +76,11 @@ func (t *Tree) commit(ctx context.Context) error {
 		t.jmu.Unlock()
 		return err
 	}
+	fault.Point("tree.commit.synced")
 	if err := t.log.CommitUpTo(end); err != nil {
 		return err
 	}
+	fault.Point("tree.commit.marked")
 	t.index.Firmer()
 	return nil
 }

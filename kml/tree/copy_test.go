@@ -126,7 +126,7 @@ func apart(t *testing.T, a, b *Tree) {
 // TestCutTakenUpAgain: an opener that is killed while it settles history leaves
 // what the next one finishes.
 func TestCutTakenUpAgain(t *testing.T) {
-	for _, p := range []string{"tree.evidence", "tree.cut", "tree.weighed", "tree.settled"} {
+	for _, p := range []string{"tree.evidence", "kml.cut.marked", "kml.cut.removed", "tree.cut", "tree.weighed", "tree.settled"} {
 		t.Run(p, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()

@@ -32,6 +32,13 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if op := os.Getenv(stepOp); op != "" {
+		if err := stepMain(os.Getenv(crashDir), op); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if dir := os.Getenv(crashDir); dir != "" {
 		seed, _ := strconv.ParseUint(os.Getenv(crashSeed), 10, 64)
 		if err := work(dir, seed); err != nil {

@@ -127,6 +127,7 @@ func (x *Index) Flush() error {
 			old[i].write(w)
 		}
 		w.state.cursor, w.state.crc = old[0].cursor, old[0].crc
+		fault.Point("tree.flush.begun")
 		return cmp.Or(w.err, w.state.put(tx))
 	})
 	fault.Point("tree.flush")

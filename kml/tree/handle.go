@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -330,6 +331,7 @@ func (h *handle) changeOnce(ctx context.Context, f func(fd int) error) (done boo
 	if err := f(int(h.fd.Load())); err != nil {
 		return true, err
 	}
+	fault.Point("tree.write")
 	h.t.watch.emit(Change{Kind: ChangeData | ChangeAttr, OID: o.oid, Door: door})
 	return true, nil
 }

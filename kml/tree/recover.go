@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -30,6 +31,7 @@ func (t *Tree) recoverState() (err error) {
 	if err != nil {
 		return err
 	}
+	fault.Point("tree.recover.applied")
 	if err := t.index.Update(func(b *Batch) error {
 		t.seq = b.LastSeq(t.site)
 		return nil
@@ -47,6 +49,7 @@ func (t *Tree) recoverState() (err error) {
 		if err := t.decide(r, moved); err != nil {
 			return fmt.Errorf("intent %v %q: %w", r.Op, r.Name, err)
 		}
+		fault.Point("tree.recover.decided")
 		t.intents.Clear(slot)
 	}
 	if err := t.sweepStage(); err != nil {
@@ -61,6 +64,7 @@ func (t *Tree) recoverState() (err error) {
 		if err := t.storeDirty(b); err != nil {
 			return err
 		}
+		fault.Point("tree.recover.stored")
 		t.dirty.Clear(slot)
 	}
 	return t.state.beginRun(t.opt.Boot, t.now())

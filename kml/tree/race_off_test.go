@@ -1,0 +1,6 @@
+//go:build !race
+
+package tree
+
+// raceFactor divides the rounds of random tests.
+const raceFactor = 1

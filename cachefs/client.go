@@ -49,6 +49,7 @@ type Options struct {
 	Sync bool
 
 	dial dialer // nil: p9srv/client
+	asIs bool   // tests: the local log is sent as it is
 }
 
 func (o *Options) fill() error {

@@ -214,3 +214,48 @@ func TestForcedOffline(t *testing.T) {
 	must(t, c.Sync(ctx))
 	equal(t, m.tree, c)
 }
+
+// TestOptimized: what was written over, and what came and went, while the master
+// was away is not sent; the tree is the same.
+func TestOptimized(t *testing.T) {
+	m := newMaster(t)
+	ctx := ctxOf(t)
+	dir := t.TempDir()
+	c := openClient(t, dir, m.sock)
+	must(t, writeFile(ctx, c, "f", "before"))
+	must(t, c.Sync(ctx))
+	must(t, c.SetOffline(true))
+	end := m.tree.Log().End().Recno()
+	for i := range 50 {
+		must(t, writeFile(ctx, c, "f", fmt.Sprint("contents ", i)))
+		must(t, writeFile(ctx, c, "tmp", fmt.Sprint("save ", i)))
+		must(t, c.Rename(ctx, nil, kml.RootOID, "tmp", kml.RootOID, "saved", 0))
+		d, err := c.Mkdir(ctx, nil, kml.RootOID, "d", 0o755)
+		must(t, err)
+		_, h, err := c.Create(ctx, nil, d.OID, "in it", os.O_WRONLY, 0o644)
+		must(t, err)
+		must(t, h.Close())
+		must(t, c.Unlink(ctx, nil, d.OID, "in it"))
+		must(t, c.Rmdir(ctx, nil, kml.RootOID, "d"))
+	}
+	last, err := c.Lookup(ctx, nil, kml.RootOID, "saved")
+	must(t, err)
+	before, err := picture(ctx, c)
+	must(t, err)
+	must(t, c.Close(ctx))
+	c = openClient(t, dir, m.sock)
+	must(t, c.SetOffline(false))
+	must(t, c.WaitState(ctx, func(s State) bool { return s == Connected }))
+	must(t, c.Sync(ctx))
+	if n := m.tree.Log().End().Recno() - end; n > 20 {
+		t.Errorf("%d records were made of it", n)
+	}
+	if a, err := c.Lookup(ctx, nil, kml.RootOID, "saved"); err != nil || a.OID != last.OID {
+		t.Errorf("%v, was %v, %v", a.OID, last.OID, err)
+	}
+	same(t, before, func() (string, error) { return picture(ctx, c) })
+	equal(t, m.tree, c)
+	if n := c.Cache().Local().Len(); n > 20 {
+		t.Errorf("%d changes are left", n)
+	}
+}

@@ -35,7 +35,7 @@ func TestManyClients(t *testing.T) {
 	rng := testutil.Rand(t)
 	for i := range rounds {
 		seed := rng.Uint64()
-		t.Run(fmt.Sprintf("%d-%x", i, seed), func(t *testing.T) { newCrowd(t, seed, 2+i%2).run(steps) })
+		t.Run(fmt.Sprintf("%d-%x", i, seed), func(t *testing.T) { newCrowd(t, seed, 2+i%2, i%3 > 0).run(steps) })
 	}
 }
 
@@ -46,6 +46,7 @@ type crowd struct {
 	m    *testMaster
 	all  []*member
 	down bool
+	asIs bool
 	n    int
 	said []string
 	// flushed are the contents that somebody was told are kept, and by whom.
@@ -55,15 +56,19 @@ type crowd struct {
 type member struct {
 	c     *Client
 	p     *proxy
-	dir   string
+	o     Options
 	alone bool
 }
 
-func newCrowd(t *testing.T, seed uint64, clients int) *crowd {
-	g := &crowd{t: t, rng: rand.New(rand.NewPCG(seed, 0)), m: newMaster(t), flushed: map[string]string{}}
+// newCrowd: with asIs everything that is flushed is sent, also what is written
+// over or removed before.
+func newCrowd(t *testing.T, seed uint64, clients int, asIs bool) *crowd {
+	g := &crowd{t: t, asIs: asIs, rng: rand.New(rand.NewPCG(seed, 0)), m: newMaster(t), flushed: map[string]string{}}
 	for range clients {
-		x := &member{p: newProxy(t, g.m.sock), dir: t.TempDir()}
-		x.c = openClient(t, x.dir, x.p.addr)
+		x := &member{p: newProxy(t, g.m.sock)}
+		x.o = optionsOf(t.TempDir(), x.p.addr)
+		x.o.asIs = asIs
+		g.open(x)
 		g.all = append(g.all, x)
 	}
 	return g
@@ -124,7 +129,13 @@ func (g *crowd) reopen(x *member) {
 	ctx, cancel := context.WithCancel(g.t.Context())
 	cancel() // nothing is sent before
 	must(g.t, x.c.Close(ctx))
-	x.c = openClient(g.t, x.dir, x.p.addr)
+	g.open(x)
+}
+
+func (g *crowd) open(x *member) {
+	c, err := clientWith(g.t, x.o)
+	must(g.t, err)
+	x.c = c
 }
 
 func (g *crowd) restart() {
@@ -164,7 +175,9 @@ func (g *crowd) heal() {
 			t.Errorf("client %d: %v", i, s)
 		}
 	}
-	g.kept()
+	if g.asIs {
+		g.kept()
+	}
 }
 
 // kept looks for everything that was flushed.

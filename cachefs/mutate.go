@@ -97,6 +97,9 @@ func (c *Client) Create(ctx context.Context, cred *tree.Cred, parent kml.OID, na
 			return tree.Attr{}, nil, err
 		}
 		h, err := c.cache.Open(ctx, cred, a.OID, flags)
+		if errors.Is(err, syscall.ESTALE) {
+			continue // removed in between
+		}
 		if err != nil {
 			return tree.Attr{}, nil, err
 		}

@@ -118,6 +118,10 @@ func (c *Client) pushLoop() {
 func (c *Client) pushOnce(up *upstream) {
 	c.push.turn.Lock()
 	defer c.push.turn.Unlock()
+	if err := c.optimize(up); err != nil {
+		c.giveUp(up, err)
+		return
+	}
 	for up.ctx.Err() == nil {
 		if err := c.settleConflicts(up); err != nil {
 			c.giveUp(up, fmt.Errorf("conflicts: %w", err))

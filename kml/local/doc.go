@@ -33,7 +33,7 @@
 // The order of changes is that of their IDs. IDs leave room between them, so
 // that a change can be put in the middle.
 //
-// All methods of a Log may be called at the same time. An Entry's ID, At,
-// After and Over never change; Rec and Raw are replaced and never written to, under the
+// All methods of a Log may be called at the same time. An Entry's ID
+// and At never change, After and Over only while it is not frozen, by Amend; Rec and Raw are replaced and never written to, under the
 // log's lock: Entry.Now gives both.
 package local

@@ -170,12 +170,12 @@ func (l *Log) readChange(e *Entry, id uint64, body []byte) error {
 	if err != nil {
 		return err
 	}
+	le := binary.LittleEndian
 	if e != nil { // said anew
-		e.rec = r
+		l.become(e, r, le.Uint64(body[16:]), le.Uint64(body[24:]))
 		l.dead += int64(len(body))
 		return nil
 	}
-	le := binary.LittleEndian
 	l.take(&Entry{ID: id, At: kml.Position(le.Uint64(body[8:])), After: le.Uint64(body[16:]), Over: le.Uint64(body[24:]), Data: body[32] == 1, rec: r})
 	return nil
 }

@@ -165,83 +165,6 @@ func (l *Log) Append(es ...*Entry) error {
 	return l.put(es)
 }
 
-// IDsAfter gives up to n IDs behind a change and what was put behind it before,
-// and in front of the next one that was appended.
-func (l *Log) IDsAfter(id uint64, n int) []uint64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	limit := (id/idStep + 1) * idStep
-	i, _ := slices.BinarySearchFunc(l.list, limit, compareID)
-	last := id
-	if i > 0 {
-		last = max(last, l.list[i-1].ID)
-	}
-	var ids []uint64
-	for k := last + 1; k < limit && len(ids) < n; k++ {
-		ids = append(ids, k)
-	}
-	return ids
-}
-
-// IDBefore is an ID right in front of a change; 0 when there is no room.
-func (l *Log) IDBefore(id uint64) uint64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	i, _ := slices.BinarySearchFunc(l.list, id, compareID)
-	last := uint64(0)
-	if i > 0 {
-		last = l.list[i-1].ID
-	}
-	if last+1 >= id {
-		return 0
-	}
-	return last + 1
-}
-
-// Exchange forgets changes and adds others, which have their IDs, in one step.
-func (l *Log) Exchange(out, in []*Entry) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var buf []byte
-	var err error
-	for _, e := range in {
-		if buf, err = appendChange(buf, e, e.rec); err != nil {
-			return err
-		}
-	}
-	for _, e := range out {
-		if !e.gone {
-			buf = appendEntry(buf, kindDone, word(e.ID))
-		}
-	}
-	if err := l.write(appendEntry(nil, kindGroup, buf)); err != nil {
-		return err
-	}
-	fault.Point("local.exchanged")
-	for _, e := range in {
-		l.take(e)
-	}
-	return l.drop(out)
-}
-
-// drop takes changes that are done out of memory, and their contents away.
-func (l *Log) drop(es []*Entry) error {
-	var errs []error
-	for _, e := range es {
-		if e.gone {
-			continue
-		}
-		l.forget(e)
-		if e.Data {
-			if err := os.Remove(l.Path(e.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, err)
-			}
-		}
-	}
-	l.compact()
-	return errors.Join(errs...)
-}
-
 func compareID(e *Entry, id uint64) int {
 	switch {
 	case e.ID < id:
@@ -283,11 +206,7 @@ func (l *Log) take(e *Entry) {
 		i, _ := slices.BinarySearchFunc(l.list, e.ID, compareID)
 		l.list = slices.Insert(l.list, i, e)
 	}
-	for _, id := range [...]uint64{e.After, e.Over} {
-		if id != 0 {
-			l.after[id] = append(l.after[id], e)
-		}
-	}
+	l.follow(e)
 }
 
 // Replace makes a change that is not frozen another one, in its place.
@@ -478,14 +397,7 @@ func (l *Log) forget(e *Entry) {
 	if e.raw != nil && l.bySeq[e.rec.Origin.Seq] == e {
 		delete(l.bySeq, e.rec.Origin.Seq)
 	}
-	for _, id := range [...]uint64{e.After, e.Over} {
-		ds := slices.DeleteFunc(l.after[id], func(d *Entry) bool { return d == e })
-		if len(ds) == 0 {
-			delete(l.after, id)
-		} else {
-			l.after[id] = ds
-		}
-	}
+	l.unfollow(e)
 }
 
 // compact takes gone entries out of the list: those in front at once.

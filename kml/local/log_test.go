@@ -104,6 +104,20 @@ func TestModel(t *testing.T) {
 					t.Fatal("not exchanged")
 				}
 			},
+			"amend": func(t *rapid.T) {
+				e := some(t, false)
+				as := []Amendment{{e, rec("amended"), e}}
+				for _, d := range l.Entries() {
+					if d != e && d.Seq() == 0 && rapid.Bool().Draw(t, "drop") {
+						as = append(as, Amendment{d, nil, nil})
+						as[0].Like = d
+					}
+				}
+				fail(l.Amend(as))
+				if e.Rec().Name != "amended" || e.After != as[0].Like.After {
+					t.Fatal("not amended")
+				}
+			},
 			"before": func(t *rapid.T) {
 				at := some(t, rapid.Bool().Draw(t, "frozen"))
 				id := l.IDBefore(at.ID)

@@ -1,0 +1,46 @@
+package cachefs
+
+import (
+	"github.com/mezzofs/mezzo/kml/local"
+)
+
+// window is how many changes are looked at in one go for what can be done
+// without.
+const window = 1 << 14
+
+// optimize takes out of the local log, when a link begins, what the master need
+// not hear of: what was made and removed again while it was away, and what was
+// written over. The caller has the turn.
+func (c *Client) optimize(up *upstream) error {
+	p := &c.push
+	p.mu.Lock()
+	first := p.link != up
+	p.mu.Unlock()
+	if !first || c.o.asIs {
+		return nil
+	}
+	l := c.cache.Local()
+	for id, gone := uint64(0), 0; ; {
+		es := l.From(id, window)
+		if len(es) == 0 {
+			if gone > 0 {
+				c.log.Info("changes that cancel each other are not sent", "changes", gone)
+			}
+			return nil
+		}
+		id = es[len(es)-1].ID
+		n, err := c.cache.Optimize(es, p.waitedFor)
+		if err != nil {
+			return err
+		}
+		gone += n
+	}
+}
+
+// waitedFor reports whether somebody waits for the outcome of a change, or it has
+// got further than the local log.
+func (p *pusher) waitedFor(e *local.Entry) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.st[e.ID] != nil
+}

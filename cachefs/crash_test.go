@@ -58,6 +58,10 @@ func crashWork(dir, addr string) error {
 	if err != nil {
 		return err
 	}
+	// What the master changed before is seen: nothing here conflicts with it.
+	if err := c.WaitState(ctx, func(s State) bool { return s == Connected }); err != nil {
+		return err
+	}
 	w := &crashWorker{c: c, rnd: rand.New(rand.NewPCG(seed, 1)), seed: seed}
 	for i := range 120 {
 		if err := w.step(ctx, i); err != nil {

@@ -110,6 +110,11 @@ func (c *Client) snapshot(ctx context.Context, u *upstream, oid kml.OID, depth i
 	}
 	s := &stream{f: f}
 	defer c.later(func() { _ = s.close() })
+	return readSnapshot(ctx, s, oid, depth)
+}
+
+// readSnapshot asks for a part of the tree, and reads the answer.
+func readSnapshot(ctx context.Context, s *stream, oid kml.OID, depth int) (*snapshot, error) {
 	if err := s.write(ctx, []byte(feed.SnapshotRequest{OID: oid, Depth: depth}.String())); err != nil {
 		return nil, err
 	}

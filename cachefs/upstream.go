@@ -114,7 +114,7 @@ func (c *Client) connect(ctx context.Context) (_ *upstream, err error) {
 	defer func() {
 		if err != nil {
 			up.close()
-			err = c.explain(err)
+			err = explain(c.o.Addr, err)
 		}
 	}()
 	ctx, cancel := context.WithTimeout(ctx, 4*setupTime)
@@ -135,8 +135,7 @@ func (c *Client) connect(ctx context.Context) (_ *upstream, err error) {
 }
 
 // explain names the address and the remedy.
-func (c *Client) explain(err error) error {
-	addr := c.o.Addr
+func explain(addr string, err error) error {
 	var f *feed.Failure
 	switch {
 	case errors.As(err, &f) && f.Code == feed.CodeNotAllowed, errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
@@ -173,7 +172,7 @@ func (c *Client) openFeed(ctx context.Context, up *upstream) error {
 				return err
 			}
 		}
-		err := up.follow(ctx, pos, crc)
+		err := up.follow(ctx, feed.Request{From: pos, CRC: crc})
 		var f *feed.Failure
 		switch {
 		case err == nil && c.sameFileset(up):
@@ -196,13 +195,13 @@ func (c *Client) openFeed(ctx context.Context, up *upstream) error {
 }
 
 // follow opens the feed behind a position.
-func (u *upstream) follow(ctx context.Context, pos kml.Position, crc uint32) error {
+func (u *upstream) follow(ctx context.Context, q feed.Request) error {
 	f, err := u.open(ctx, u.streams, unix.O_RDWR, "feed")
 	if err != nil {
 		return err
 	}
 	s := &stream{f: f}
-	if err := s.write(ctx, []byte(feed.Request{From: pos, CRC: crc}.String())); err != nil {
+	if err := s.write(ctx, []byte(q.String())); err != nil {
 		return errors.Join(err, s.close())
 	}
 	m, err := s.next(ctx)
@@ -388,6 +387,19 @@ func (s *stream) next(ctx context.Context) (feed.Message, error) {
 		}
 		if err := s.fill(ctx); err != nil {
 			return nil, err
+		}
+	}
+}
+
+// ready is the next message when it has been read already; nil when it has not.
+func (s *stream) ready() (feed.Message, error) {
+	for {
+		f, ok, err := s.dec.Next()
+		if err != nil || !ok {
+			return nil, err
+		}
+		if m, err := f.Message(); err != nil || m != nil {
+			return m, err
 		}
 	}
 }

@@ -30,9 +30,12 @@ func (a *app) controlCommand(word, short string) *cobra.Command {
 func (a *app) syncCommand() *cobra.Command {
 	wait := false
 	c := &cobra.Command{
-		Use:   "sync [MNT]",
-		Short: "send what was changed in a mount",
+		Use:   "sync [WHERE]",
+		Short: "send what was changed in a mount; ask whether a replica is equal",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if p, err := locate(first(args)); err == nil && p.folder != "" {
+				return a.syncReplica(cmd.Context(), p, wait)
+			}
 			word := "push"
 			if wait {
 				word = "sync"
@@ -40,7 +43,7 @@ func (a *app) syncCommand() *cobra.Command {
 			return a.control(cmd.Context(), first(args), word)
 		},
 	}
-	c.Flags().BoolVar(&wait, "wait", false, "wait until the master has decided on all of it")
+	c.Flags().BoolVar(&wait, "wait", false, "wait until the master has decided on all of it, or the replica is equal")
 	return c
 }
 

@@ -21,6 +21,7 @@ func (a *app) commands() []*cobra.Command {
 		a.serveCommand(),
 		a.mountCommand(),
 		a.mountPortCommand(),
+		a.replicateCommand(),
 		a.statusCommand(),
 		a.offlineCommand(),
 		a.onlineCommand(),

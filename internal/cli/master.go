@@ -67,6 +67,10 @@ func treeProblem(dir string, err error) error {
 		p.Err, p.Remedy = tree.ErrIsFileset, "serve it with mezzo serve"
 	case errors.Is(err, tree.ErrNotFileset):
 		p.Err, p.Remedy = errors.New("is not a fileset"), "make it one with mezzo init, or serve it as it is with mezzo serve --no-journal"
+	case errors.Is(err, tree.ErrIsReplica):
+		p.Err, p.Remedy = tree.ErrIsReplica, "keep it, and serve it, with mezzo replicate"
+	case errors.Is(err, tree.ErrNotReplica):
+		p.Err, p.Remedy = errors.New("is a fileset of its own, not a replica"), "choose another folder"
 	case errors.Is(err, tree.ErrInside):
 		p.Remedy = "filesets do not nest: choose another folder"
 	case errors.Is(err, tree.ErrForeign):
@@ -133,13 +137,17 @@ func (a *app) openMaster(ctx context.Context, dir string, addrs []address, flags
 		return nil, treeProblem(dir, err)
 	}
 	m = &master{tree: t, server: server{access: who, insecure: flags.insecure}}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, m.Close())
-		}
-	}()
-	if m.journal, err = export.NewJournal(t, export.JournalOptions{Logger: a.log}); err != nil {
-		return m, treeProblem(dir, err)
+	if err := m.listen(ctx, a, addrs, export.JournalOptions{Logger: a.log}); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// listen opens the journal extension of the tree, and the listeners.
+func (m *master) listen(ctx context.Context, a *app, addrs []address, j export.JournalOptions) (err error) {
+	t, who := m.tree, m.access
+	if m.journal, err = export.NewJournal(t, j); err != nil {
+		return treeProblem(t.Dir(), err)
 	}
 	m.attacher = func(trusted bool) attacher {
 		o := export.Options{Ext: m.journal, Door: doorNine, InPlace: true, Logger: a.log, TrustClaims: trusted}
@@ -147,25 +155,29 @@ func (a *app) openMaster(ctx context.Context, dir string, addrs []address, flags
 	}
 	path, err := defaultSocket(t.Dir(), t.State().Fileset().UUID, a.env.Getenv)
 	if err != nil {
-		return m, err
+		return err
 	}
 	// Nobody else has the fileset open: a socket that is there is a dead one.
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return m, pathProblem(path, err)
+		return pathProblem(path, err)
 	}
-	m.listeners, err = listenAll(ctx, listening{append([]address{unixAddress(path)}, addrs...), flags.insecure, who.shared()})
-	return m, err
+	m.listeners, err = listenAll(ctx, listening{append([]address{unixAddress(path)}, addrs...), m.insecure, who.shared()})
+	return err
 }
 
 // Close gives up what openMaster opened: cuts stores, makes all durable. serve
 // has ended before.
 func (m *master) Close() error {
+	return errors.Join(m.closeDoors(), m.tree.Close())
+}
+
+// closeDoors gives up what listen opened.
+func (m *master) closeDoors() error {
 	closeAll(m.listeners)
-	var err error
-	if m.journal != nil {
-		err = m.journal.Close()
+	if m.journal == nil {
+		return nil
 	}
-	return errors.Join(err, m.tree.Close())
+	return m.journal.Close()
 }
 
 // printMounts tells how others mount what is served.

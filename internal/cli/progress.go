@@ -36,6 +36,13 @@ func (p *progress) set(n int64) {
 	}
 }
 
+// describe says what is going on.
+func (p *progress) describe(what string) {
+	if p.bar != nil {
+		p.bar.Describe(what)
+	}
+}
+
 // end clears the line.
 func (p *progress) end() {
 	if p.bar != nil {

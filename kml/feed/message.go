@@ -48,8 +48,8 @@ func (f *Failure) Error() string { return fmt.Sprintf("%s (%s)", f.Text, f.Code)
 // Record is one record of the feed, without contents.
 type Record struct{ Record *kml.Record }
 
-// RecordData is a store together with the whole contents of the file at that
-// version.
+// RecordData is a store, or the create of a file that was found with contents,
+// together with the whole contents of the file at that version.
 type RecordData struct {
 	Record *kml.Record
 	Data   []byte

@@ -55,6 +55,7 @@ type Replica struct {
 
 	doubt    atomic.Bool // the directory may be ahead of the log
 	doubtful atomic.Bool // by one record at most
+	unseen   atomic.Bool // something was not looked at because of the doubt
 	copying  atomic.Bool
 	dirty    atomic.Bool // contents were placed since the last commit
 	marker   *marker
@@ -120,6 +121,7 @@ func OpenReplica(dir string, o ReplicaOptions) (*Replica, error) {
 // Errors of opening a replica.
 var (
 	ErrNotReplica   = errors.New("is not a replica")
+	ErrIsReplica    = errors.New("is a replica, which its master alone changes")
 	ErrOtherFileset = errors.New("is a replica of another fileset")
 )
 
@@ -310,8 +312,22 @@ func (r *Replica) serve() error {
 	return nil
 }
 
-// firstScan finds what was edited here while nobody watched.
+// firstScan finds what was edited here while nobody watched, once it is certain
+// what this replica itself did.
 func (r *Replica) firstScan() {
+	for r.doubt.Load() {
+		r.pmu.Lock()
+		moved := r.moved
+		r.pmu.Unlock()
+		if !r.doubt.Load() {
+			break
+		}
+		select {
+		case <-moved:
+		case <-r.t.ctx.Done():
+			return
+		}
+	}
 	if err := r.t.Scan(r.t.ctx); err != nil && r.t.ctx.Err() == nil {
 		r.t.logger.Warn("the scan for local edits did not end", "fileset", r.t.dir, "err", err)
 	}
@@ -385,7 +401,18 @@ func (r *Replica) advanced() {
 
 // Certain ends the doubt that an unclean end left: all that the directory could
 // be ahead of has been applied.
-func (r *Replica) Certain() { r.doubt.Store(false) }
+func (r *Replica) Certain() {
+	r.sure()
+	r.advanced()
+}
+
+// sure ends the doubt. What was not looked at meanwhile is looked at.
+func (r *Replica) sure() {
+	r.doubt.Store(false)
+	if r.unseen.Swap(false) && r.t.watcher != nil {
+		r.t.watcher.lost()
+	}
+}
 
 // Close makes all durable and gives the directory up. It may be called twice.
 func (r *Replica) Close() error {

@@ -45,7 +45,7 @@ func (r *Replica) Apply(ctx context.Context, as []Arrival) error {
 				return fmt.Errorf("record %v: %w", as[0].Record.Pos, err)
 			}
 			if r.doubtful.CompareAndSwap(true, false) {
-				r.doubt.Store(false) // a kill leaves no more than one record undecided
+				r.sure() // a kill leaves no more than one record undecided
 			}
 		}
 		as = as[n:]
@@ -57,7 +57,7 @@ func (r *Replica) Apply(ctx context.Context, as []Arrival) error {
 // fills reports whether the second record fills the file that the first one
 // makes: then it appears with its contents.
 func fills(a, b *Arrival) bool {
-	return a.Record.Op == kml.OpCreate && b.Record.Op == kml.OpStore && a.Record.OID == b.Record.OID && b.Data != nil &&
+	return a.Record.Op == kml.OpCreate && a.Record.Attr.Size == 0 && b.Record.Op == kml.OpStore && a.Record.OID == b.Record.OID && b.Data != nil &&
 		len(b.Data) == int(b.Record.Attr.Size)
 }
 
@@ -172,7 +172,7 @@ func (r *Replica) act(as []Arrival) ([]change, error) {
 	rec := as[0].Record
 	switch rec.Op {
 	case kml.OpCreate, kml.OpMkdir, kml.OpSymlink, kml.OpMknod:
-		a, data := rec.Attr, []byte(nil)
+		a, data := rec.Attr, as[0].Data
 		if len(as) == 2 {
 			a.Size, a.Mtime, data = as[1].Record.Attr.Size, as[1].Record.Attr.Mtime, as[1].Data
 		}

@@ -16,6 +16,10 @@ import (
 type staged struct {
 	fd   int // of it: open for writing when it is a regular file, else O_PATH
 	name string
+	// noted, when not nil, is called with what the names have by now, before the
+	// intent is cleared: nothing else tells a restart of it.
+	noted func(*inode) error
+	slot  int // of the intent
 }
 
 // close drops what did not get to a name.
@@ -85,6 +89,9 @@ func (r *Replica) make(rec *kml.Record, a kml.Attr, data []byte) ([]change, erro
 		return nil, nil
 	}
 	lost := []change{{oid: rec.OID, lacks: true}}
+	if rec.Op == kml.OpCreate && uint64(len(data)) != a.Size {
+		return lost, nil // it was found with contents, which did not come along
+	}
 	if err := checkName(n.Parent, n.Name); err != nil {
 		return lost, err
 	}

@@ -17,6 +17,10 @@ func (r *Replica) revert(parent kml.OID, name string, wrote bool) error {
 	if r.copying.Load() {
 		return nil
 	}
+	if r.doubt.Load() {
+		r.unseen.Store(true)
+		return nil
+	}
 	n := Name{parent, name}
 	for range maxRetry {
 		oid, _, _ := r.t.index.Child(parent, name)
@@ -65,6 +69,8 @@ func (r *Replica) revertLocked(n Name, oid kml.OID, known, wrote bool) error {
 		if err := r.moveBack(ref.fd, n, obj); err != nil {
 			return err
 		}
+	case known && r.brought(oid, p, &st, h):
+		return nil
 	default:
 		if err := r.setAside(ref.fd, n, "not on the master"); err != nil && !errors.Is(err, syscall.ENOENT) {
 			return err
@@ -75,6 +81,17 @@ func (r *Replica) revertLocked(n Name, oid kml.OID, known, wrote bool) error {
 		return r.missing(ref.fd, n, oid)
 	}
 	return nil
+}
+
+// brought takes a file for what was brought for a lacking object when the process
+// was killed before it noted that: it has the version's size and time.
+func (r *Replica) brought(oid kml.OID, p place, st *unix.Statx_t, handle []byte) bool {
+	o, err := r.t.index.Get(oid)
+	if err != nil || o.Attr.Mode&unix.S_IFMT != unix.S_IFREG || o.Whole || !looksLike(o, st) {
+		return false
+	}
+	c := change{oid: oid, inode: &inode{*st, handle}}
+	return r.revertAttrs(p, o, &c.inode.st) == nil && r.t.index.Update(c.note) == nil
 }
 
 // missing has an object that its name does not hold brought again. The caller

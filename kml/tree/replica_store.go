@@ -119,13 +119,14 @@ func (r *Replica) swapIn(o *Object, names []Name, s *staged, rec *kml.Record) (*
 	if err != nil {
 		return nil, err
 	}
-	slot := -1
-	if len(names) > 1 {
-		// One intent over all names: a restart links the rest.
+	s.slot = -1
+	if len(names) > 1 || s.noted != nil {
+		// One intent over all names: a restart links the rest, and finds whose
+		// inode it is.
 		m := mutation{rec: rec, handle: in.handle}
 		b, err := m.intent(nil)
 		if err == nil {
-			slot, err = t.intents.Put(t.ctx, b)
+			s.slot, err = t.intents.Put(t.ctx, b)
 		}
 		if err != nil {
 			return nil, err
@@ -146,14 +147,16 @@ func (r *Replica) swapIn(o *Object, names []Name, s *staged, rec *kml.Record) (*
 		replaced = true
 		fault.Point("replica.replaced")
 	}
-	if slot >= 0 && (err == nil || !replaced) {
-		t.intents.Clear(slot)
+	if err == nil {
+		placed = true
+		if in, err = inodeOf(s.fd); err == nil && s.noted != nil {
+			err = s.noted(in)
+		}
 	}
-	if err != nil {
-		return nil, err
+	if s.slot >= 0 {
+		t.intents.Clear(s.slot)
 	}
-	placed = true
-	return inodeOf(s.fd)
+	return in, err
 }
 
 // replaceName puts what is staged in the place of a name's inode, and looks at
@@ -233,6 +236,7 @@ func (r *Replica) finishIntent(rec *kml.Record) error {
 	if source < 0 {
 		return nil
 	}
+	defer r.dirty.Store(true)
 	for _, k := range ts {
 		if h, err := HandleAt(k.fd, ""); err == nil && string(h) == string(rec.Value) {
 			continue
@@ -247,7 +251,7 @@ func (r *Replica) finishIntent(rec *kml.Record) error {
 		}
 		r.folderTime(k.dir.oid)
 	}
-	return nil
+	return r.adopt(rec.OID)
 }
 
 // adopt takes the inode under an object's name for the object: its record was
@@ -332,6 +336,9 @@ func (r *Replica) bringLocked(o *Object, names []Name, parents []kml.OID, b Brou
 	if len(names) == 0 || !r.kept(names[0], &o.Attr) {
 		return ErrNotFound
 	}
+	if !lacking(o) {
+		return nil // somebody else brought it
+	}
 	c := change{oid: o.OID}
 	if o.Attr.Mode&unix.S_IFMT != unix.S_IFREG {
 		rec := &kml.Record{Op: opFor(o.Attr.Mode), OID: o.OID, Parent: o.Parent, Name: o.Name, Target: o.Target, Attr: o.Attr, Xattrs: b.Xattrs}
@@ -346,6 +353,7 @@ func (r *Replica) bringLocked(o *Object, names []Name, parents []kml.OID, b Brou
 	} else if c.inode, err = r.bringFile(o, names, b); err != nil {
 		return err
 	}
+	defer r.dirty.Store(true)
 	if c.inode != nil {
 		made := *o
 		made.Handle = c.inode.handle
@@ -362,8 +370,6 @@ func (r *Replica) bringLocked(o *Object, names []Name, parents []kml.OID, b Brou
 	for _, n := range names {
 		r.folderTime(n.Parent)
 	}
-	r.dirty.Store(true)
-	fault.Point("replica.brought")
 	if err := t.index.Update(c.note); err != nil {
 		return err
 	}
@@ -423,7 +429,11 @@ func (r *Replica) bringFile(o *Object, names []Name, b Brought) (*inode, error) 
 	if err != nil {
 		return nil, err
 	}
-	s := &staged{fd: fd, name: b.Staged}
+	s := &staged{fd: fd, name: b.Staged, noted: func(in *inode) error {
+		fault.Point("replica.brought")
+		c := change{oid: o.OID, inode: in, lacks: b.Version != o.DataVersion}
+		return r.t.index.Update(c.note)
+	}}
 	if err := r.dress(node.At{FD: fd}, a, xs); err != nil {
 		unix.Close(fd)
 		return nil, err

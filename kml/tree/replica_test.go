@@ -146,7 +146,7 @@ func (f *follower) follow() {
 	var as []Arrival
 	for _, rec := range f.log(at) {
 		a := Arrival{Record: rec}
-		if rec.Op == kml.OpStore {
+		if rec.Op == kml.OpStore || rec.Op == kml.OpCreate && rec.Attr.Size > 0 {
 			a.Data = f.contents(rec.OID, rec.Pos, rec.Attr.Size, f.inline)
 		}
 		as = append(as, a)
@@ -336,6 +336,14 @@ func TestReplicaFollows(t *testing.T) {
 			f.reopen()
 		}
 	}
+	// A file that is found with contents is one record.
+	for _, n := range []string{"small", "large"} {
+		ok(t, os.WriteFile(filepath.Join(tr.Dir(), n), bytes.Repeat([]byte(n), 100), 0o640))
+		f.inline = 300
+		must[Attr](t)(tr.Lookup(ctx, nil, kml.RootOID, n))
+	}
+	f.follow()
+	f.equal()
 	if list, _ := f.r.Troubles(); len(list) > 0 {
 		t.Fatal(list)
 	}

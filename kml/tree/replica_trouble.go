@@ -222,3 +222,15 @@ func (x *deltas) get(oid kml.OID) (base kml.Position, extents []kml.Extent, ok b
 	}
 	return d.base, d.set.clip(1 << 62), true
 }
+
+// ReplicaCounts are what a replica counts from its start on.
+type ReplicaCounts struct {
+	Aside    int64 `json:"aside"`    // put aside in conflicts
+	Reverted int64 `json:"reverted"` // local edits undone
+	Skipped  int64 `json:"skipped"`  // owners, xattrs and times this process may not set
+}
+
+// Counts may be asked for at any time.
+func (r *Replica) Counts() ReplicaCounts {
+	return ReplicaCounts{r.asides.Load(), r.reverted.Load(), r.skipped.Load()}
+}

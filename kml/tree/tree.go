@@ -163,6 +163,9 @@ func Open(dir string, o Options) (*Tree, error) {
 		if err != nil {
 			return nil, err
 		}
+		if st.Fileset().Role == RoleReplica {
+			return nil, errors.Join(fmt.Errorf("%s: %w", dir, ErrIsReplica), st.Close())
+		}
 		t, err := openState(dir, st, o)
 		if again || !errors.Is(err, ErrIndexDamaged) {
 			return t, err
@@ -394,8 +397,8 @@ func (t *Tree) Status() Status {
 		t.objects.release(o)
 	}
 	s.Mounts = t.countMounts()
-	if err := t.broken(); err != nil {
-		s.Failed = err.Error()
+	if p := t.failed.Load(); p != nil {
+		s.Failed = (*p).Error()
 	}
 	return s
 }

@@ -189,18 +189,19 @@ func (h *feedHandle) records(b []byte, want int) ([]byte, error) {
 	return b, nil
 }
 
-// record appends one record, with the contents when it is a store whose version
+// record appends one record, with the contents when it left some, and that version
 // is still to be had and small enough. Of an object that is being written the
 // reader is told so: its store would be out of date when it arrives.
 func (h *feedHandle) record(b []byte, raw kml.Raw) ([]byte, error) {
-	if h.inline == 0 || raw.Op != kml.OpStore {
+	if h.inline == 0 || raw.Op != kml.OpStore && raw.Op != kml.OpCreate {
 		return feed.AppendRaw(b, raw, nil)
 	}
 	r, err := raw.Record()
 	if err != nil {
 		return b, err
 	}
-	if r.Attr.Size > uint64(h.inline) {
+	// A file that was found was made with contents.
+	if r.Attr.Size > uint64(h.inline) || r.Op == kml.OpCreate && r.Attr.Size == 0 {
 		return feed.AppendRaw(b, raw, nil)
 	}
 	data, changing := h.j.contents(r.OID, r.Pos, r.Attr.Size, &h.buf)

@@ -27,6 +27,8 @@ type JournalOptions struct {
 	Idle time.Duration
 	// StageQuota bounds the bytes of all uploads together; 0 is 4 GiB.
 	StageQuota int64
+	// Status adds lines to the status file; nil adds none.
+	Status func(line func(key string, value any))
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 	// Logger takes sessions and refusals; nil is slog.Default().

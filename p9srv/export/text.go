@@ -67,5 +67,8 @@ func (j *Journal) status() []byte {
 	if s.Failed != "" {
 		line("failed", strings.ReplaceAll(s.Failed, "\n", " "))
 	}
+	if j.o.Status != nil {
+		j.o.Status(line)
+	}
 	return b.Bytes()
 }

@@ -70,7 +70,11 @@
 // peer is root; else the answer is EPERM. Over other transports it is a claim,
 // and User.Proven is false. There is no authentication: Tauth is answered with
 // EOPNOTSUPP, which clients take for "none needed". This goes with v9fs's
-// access=user, client and any alike, for it attaches for each user.
+// access=user, client and any alike, for it attaches for each user. In 9P2000 a
+// name may be a number.
+//
+// Who may be root at a client can make device nodes and setuid files through a
+// server that is root; Options.NoDevices and NoSetID refuse them.
 //
 // # Limits
 //

@@ -153,6 +153,33 @@ func TestSquash(t *testing.T) {
 	}
 }
 
+// TestDevices has root make a device, which only root may, and only where it was
+// allowed.
+func TestDevices(t *testing.T) {
+	needRoot(t)
+	for _, kind := range kinds() {
+		for _, flags := range [][]string{nil, {"--devices"}} {
+			t.Run(fmt.Sprint(kind, flags), func(t *testing.T) {
+				s := serveFolder(t, kind, 0, flags...)
+				s.ok(os.Chmod(s.dir, 0o777))
+				node := client.Node{Name: "null", Mode: unix.S_IFCHR | 0o666, Major: 1, Minor: 3, GID: p9.NoGID}
+				_, err := s.attachAs(somebody).Mknod(t.Context(), node)
+				s.want(err, syscall.EPERM)
+				_, err = s.attachAs(0).Mknod(t.Context(), node)
+				if flags == nil {
+					s.want(err, syscall.EPERM)
+					return
+				}
+				s.ok(err)
+				var st unix.Stat_t
+				if err := unix.Stat(s.host("null"), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3) {
+					t.Errorf("made %o %d, %v", st.Mode, st.Rdev, err)
+				}
+			})
+		}
+	}
+}
+
 // TestInodesOfTwoFileSystems has two files with one inode number.
 func TestInodesOfTwoFileSystems(t *testing.T) {
 	needRoot(t)

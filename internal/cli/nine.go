@@ -14,6 +14,7 @@ import (
 	"github.com/hugelgupf/p9/p9"
 	"github.com/spf13/cobra"
 
+	"github.com/mezzofs/mezzo/kml/tree"
 	"github.com/mezzofs/mezzo/p9srv"
 	"github.com/mezzofs/mezzo/p9srv/client"
 	"github.com/mezzofs/mezzo/p9srv/wire"
@@ -131,7 +132,11 @@ func (a *app) nine(cmd *cobra.Command, flags *nineFlags, args []string, run func
 
 // attach connects to the server that where stands for.
 func (n *nine) attach(flags *nineFlags, where string) (err error) {
-	if n.addr, err = masterAddress(where, n.a.env.Getenv); err != nil {
+	n.addr, err = masterAddress(where, n.a.env.Getenv)
+	if errors.Is(err, tree.ErrNotFileset) {
+		return &problem{Thing: where, Err: errors.New("is a folder and no fileset"), Remedy: "name the address at which it is served", Code: exitUsage}
+	}
+	if err != nil {
 		return err
 	}
 	if s := flags.msize.bytes; s < p9srv.MinMessageSize || s > client.MaxMsize {

@@ -171,7 +171,12 @@ func nineLn() nineSub {
 					_, err := dir.Symlink(n.ctx, name, args[0], p9.NoGID)
 					return err
 				}
-				return n.with(args[0], false, func(target *client.Fid) error { return dir.Link(n.ctx, target, name) })
+				target, err := n.walk(args[0], false)
+				if err != nil {
+					return n.pathProblem(args[0], err)
+				}
+				defer n.drop(target)
+				return dir.Link(n.ctx, target, name)
 			})
 		})
 	}}
@@ -191,9 +196,12 @@ func nineMv() nineSub {
 	return nineSub{cmd: c, run: func(n *nine, args []string) error {
 		return n.each(args[:1], func(old string) error {
 			return n.inParent(old, func(from *client.Fid, oldName string) error {
-				return n.inParent(n.into(args[1], old), func(to *client.Fid, newName string) error {
-					return from.RenameAt(n.ctx, oldName, to, newName)
-				})
+				to, newName, err := n.parent(n.into(args[1], old))
+				if err != nil {
+					return n.pathProblem(args[1], err)
+				}
+				defer n.drop(to)
+				return from.RenameAt(n.ctx, oldName, to, newName)
 			})
 		})
 	}}

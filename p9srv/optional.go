@@ -153,7 +153,7 @@ type ContextReader interface {
 	ReadAtContext(ctx context.Context, p []byte, off int64) (int, error)
 }
 
-// PipeReader is an open File whose contents can go from the page cache to a
+// PipeReader (see PipeSize and SpliceFile) is an open File whose contents can go from the page cache to a
 // connection without being copied. PipeSize says how many bytes from off on a
 // read of n bytes would get that way now, 0 for none. ReadToPipe then puts up to
 // n bytes into a pipe(7), with splice(2), as many as fit; it never waits for room.

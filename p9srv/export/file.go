@@ -23,6 +23,8 @@ type File struct {
 	// ctx ends with the request, where the engine has bound one; else it is
 	// the session's, which does not end.
 	ctx context.Context
+	// bound: the operation may wait.
+	bound bool
 }
 
 // node is what all views of one fid share.
@@ -54,6 +56,7 @@ var (
 	_ p9srv.Renamer       = (*File)(nil)
 	_ p9srv.InPlacer      = (*File)(nil)
 	_ p9srv.ContextReader = (*File)(nil)
+	_ p9srv.PipeReader    = (*File)(nil)
 	_ p9srv.ContextWriter = (*File)(nil)
 	_ p9srv.FSyncer       = (*File)(nil)
 	_ p9srv.SetAttrer     = (*File)(nil)
@@ -72,7 +75,7 @@ func (f *File) Concurrent() {}
 
 // Bind is f for one operation that ends with ctx.
 func (f *File) Bind(ctx context.Context) p9.File {
-	return &File{n: f.n, ctx: f.n.s.request(ctx)}
+	return &File{n: f.n, ctx: f.n.s.request(ctx), bound: true}
 }
 
 // InPlace says whether op runs without waiting for anything but the disk.

@@ -2,6 +2,7 @@ package export
 
 import (
 	"context"
+	"errors"
 	"math"
 	"syscall"
 
@@ -9,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/kml/tree"
+	"github.com/mezzofs/mezzo/p9srv"
 )
 
 // The open flags of 9P2000.L, the same on every machine (fs/9p/vfs_inode_dotl.c).
@@ -127,8 +129,63 @@ func (f *File) Create(name string, flags p9.OpenFlags, perm p9.FileMode, _ p9.UI
 	return g, qidOf(&a), 0, nil
 }
 
-// ReadAt reads from an open file; see ReadAtContext.
-func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.readAt(f.ctx, p, off) }
+// ReadAt reads from an open file; see ReadAtContext. In place it reads what the
+// page cache has.
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	if !f.bound && f.n.s.e.o.InPlace {
+		if n, err := f.readNow(p, off); !errors.Is(err, syscall.EOPNOTSUPP) {
+			return n, err
+		}
+	}
+	return f.readAt(f.ctx, p, off)
+}
+
+// readNow reads without waiting for the disk; EOPNOTSUPP where that cannot be
+// told.
+func (f *File) readNow(p []byte, off int64) (int, error) {
+	f.n.mu.RLock()
+	defer f.n.mu.RUnlock()
+	fd := f.n.direct()
+	if fd < 0 || off < 0 {
+		return 0, syscall.EOPNOTSUPP
+	}
+	n, err := unix.Preadv2(fd, [][]byte{p}, off, unix.RWF_NOWAIT)
+	if err == unix.EAGAIN {
+		return 0, p9srv.ErrWouldBlock
+	}
+	return max(n, 0), err
+}
+
+// direct is a descriptor to read an open file from; -1 when reads have to go
+// through its handle. mu is held, and while the descriptor is used.
+func (n *node) direct() int {
+	if n.h != nil && n.flags&unix.O_ACCMODE != unix.O_WRONLY {
+		if fd, ok := n.h.Fd(); ok {
+			return fd
+		}
+	}
+	return -1
+}
+
+// PipeSize says how much of a read can be spliced.
+func (f *File) PipeSize(off int64, n int) int {
+	f.n.mu.RLock()
+	defer f.n.mu.RUnlock()
+	if fd := f.n.direct(); fd >= 0 {
+		return p9srv.PipeSize(fd, off, n, f.bound)
+	}
+	return 0
+}
+
+// ReadToPipe splices.
+func (f *File) ReadToPipe(pipe int, off int64, n int) (int, error) {
+	f.n.mu.RLock()
+	defer f.n.mu.RUnlock()
+	if fd := f.n.direct(); fd >= 0 {
+		return p9srv.SpliceFile(fd, pipe, off, n)
+	}
+	return 0, syscall.EBADF
+}
 
 // ReadAtContext fills p unless the file ends; at its end it returns 0, nil.
 func (f *File) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {

@@ -118,8 +118,8 @@ func (j *Journal) run(f func()) bool {
 	return true
 }
 
-// Numbers of the entries: parts of inode numbers, so they never change. 10 to 13
-// are kept for permit, conflicts, policy and ctl.
+// Numbers of the entries: parts of inode numbers, so they never change. 10, 11 and
+// 13 are kept for permit, conflicts and ctl.
 const (
 	idKML = 1 + iota
 	idLog
@@ -130,6 +130,8 @@ const (
 	idOID
 	idStatus
 	idClients
+
+	idPolicy = 12
 
 	idUploads  = uint64(1) << 41 // and a hash of site and seq
 	idVersions = uint64(1) << 42 // and a hash of the oid
@@ -159,6 +161,7 @@ func (j *Journal) entries() []entry {
 		{RightFollow, tree.ExtNode{Name: "oid", ID: idOID, Mode: folder | 0o555, Dir: versionDir{j}}},
 		{RightRead, tree.ExtNode{Name: "status", ID: idStatus, Mode: file | 0o444, Text: true, Size: textSize(j.status), Open: j.openText(RightRead, "status", j.status)}},
 		{RightFollow, tree.ExtNode{Name: "clients", ID: idClients, Mode: file | 0o444, Text: true, Size: textSize(j.clientLines), Open: j.openText(RightFollow, "clients", j.clientLines)}},
+		{RightFollow, tree.ExtNode{Name: "policy", ID: idPolicy, Mode: file | 0o644, Text: true, Size: textSize(j.t.Policy), Open: j.openPolicy}},
 	}
 }
 

@@ -168,7 +168,8 @@ func (a *applier) create() error {
 	}
 	if old == nil || old.Known < r.Pos {
 		o := &Object{OID: r.OID, Attr: r.Attr, Ctime: r.Time, Btime: r.Time, Version: r.Pos, DataVersion: r.Pos,
-			DataOrigin: r.Origin, Target: r.Target, Parent: r.Parent, Name: r.Name, Known: r.Pos}
+			DataOrigin: r.Origin, Target: r.Target, Parent: r.Parent, Name: r.Name, Known: r.Pos,
+			Xattrs: digestXattrs(r.Xattrs)}
 		if r.Op != kml.OpMkdir {
 			o.Attr.Nlink = 1
 		}
@@ -415,10 +416,14 @@ func (a *applier) change() error {
 			if a.partial {
 				o.Whole, o.Present = r.Attr.Size == 0, nil
 			}
-		default:
-			if a.partial {
-				setXattr(o, r)
+		case kml.OpSetxattr:
+			v := r.Value
+			if !a.partial {
+				v = digestXattr(v)
 			}
+			setXattr(o, r.Name, v, true)
+		default:
+			setXattr(o, r.Name, nil, false)
 		}
 		a.changed(kind, r.OID)
 		return nil
@@ -441,15 +446,15 @@ func setFields(to *kml.Attr, from kml.Attr, mask kml.AttrMask) {
 }
 
 // setXattr changes the list of a copied object without touching the original's.
-func setXattr(o *Object, r *kml.Record) {
+func setXattr(o *Object, name string, value []byte, there bool) {
 	list := make([]kml.Xattr, 0, len(o.Xattrs)+1)
 	for _, x := range o.Xattrs {
-		if x.Name != r.Name {
+		if x.Name != name {
 			list = append(list, x)
 		}
 	}
-	if r.Op == kml.OpSetxattr {
-		list = append(list, kml.Xattr{Name: r.Name, Value: r.Value})
+	if there {
+		list = append(list, kml.Xattr{Name: name, Value: value})
 	}
 	o.Xattrs = list
 }

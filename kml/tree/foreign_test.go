@@ -307,7 +307,7 @@ func TestSeenWritingIsAStore(t *testing.T) {
 	if got := logOps(t, tr); got != was {
 		t.Errorf("a look alone journaled: %s", got)
 	}
-	ok(t, tr.reconcileWritten(ctx, kml.RootOID, "f", true))
+	ok(t, tr.reconcileSeen(ctx, kml.RootOID, "f", seenWriting))
 	if got := logOps(t, tr); got != was+" store" {
 		t.Errorf("log is %s, want %s store", got, was)
 	}

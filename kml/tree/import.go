@@ -44,6 +44,9 @@ func (t *Tree) importDir(ctx context.Context, progress func(files int64)) error 
 		return err
 	}
 	defer unix.Close(fd)
+	if err := im.root(fd); err != nil {
+		return err
+	}
 	if err := im.dir(fd, kml.RootOID, ""); err != nil {
 		return err
 	}
@@ -51,6 +54,27 @@ func (t *Tree) importDir(ctx context.Context, progress func(files int64)) error 
 		return err
 	}
 	progress(im.files)
+	return nil
+}
+
+// root journals the root's own attributes, which no record that makes it brings.
+func (im *importer) root(fd int) error {
+	var st unix.Statx_t
+	if err := statAt(fd, "", &st); err != nil {
+		return err
+	}
+	xs, err := place{fd: fd}.xattrsOf(fd)
+	if err != nil {
+		return err
+	}
+	r := im.t.record(nil, kml.OpSetattr)
+	r.OID, r.Attr, r.Mask = kml.RootOID, kmlAttr(&st), kml.MaskMode|kml.MaskUID|kml.MaskGID|kml.MaskMtime
+	im.recs, im.notes = append(im.recs, r), append(im.notes, imported{})
+	for _, x := range xs {
+		r := im.t.record(nil, kml.OpSetxattr)
+		r.OID, r.Name, r.Value = kml.RootOID, x.Name, x.Value
+		im.recs, im.notes = append(im.recs, r), append(im.notes, imported{})
+	}
 	return nil
 }
 

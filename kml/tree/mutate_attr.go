@@ -65,6 +65,9 @@ func (t *Tree) setattr(ctx context.Context, c *Cred, r *kml.Record, s SetAttr, c
 		if s.Mask&SetMode != 0 && old.Mode&unix.S_IFMT == unix.S_IFLNK {
 			return syscall.EOPNOTSUPP
 		}
+		if err := t.lookFirst(ctx, p, &old); err != nil {
+			return err
+		}
 		was := kmlAttr(&old)
 		if check != nil {
 			if err := check(was); err != nil {
@@ -90,6 +93,9 @@ func (t *Tree) setattr(ctx context.Context, c *Cred, r *kml.Record, s SetAttr, c
 			},
 			index: func(b *Batch) error { return noteChange(b, r.OID, &st) },
 		})
+		if err == nil && r.Mask&kml.MaskMode != 0 {
+			err = t.followACL(p, r.OID, r)
+		}
 		if obj, e := t.index.Get(r.OID); err == nil && e == nil && st.Mask != 0 && len(p.handle) > 0 {
 			a = t.attrOf(obj, &st)
 			a.contentIs(p.handle)
@@ -197,6 +203,26 @@ func (p place) apply(s SetAttr) error {
 		ts[1].Nsec = unix.UTIME_NOW
 	}
 	return unix.UtimesNanoAt(unix.AT_FDCWD, p.path(), ts, 0)
+}
+
+// lookFirst journals what others did to the attributes of an object before a
+// change of our own, which is to be the last that the index hears of. st is what
+// the object is now; it is locked, and one that is open-dirty looks when its
+// store is cut.
+func (t *Tree) lookFirst(ctx context.Context, p place, st *unix.Statx_t) error {
+	o, err := t.index.Get(p.obj.OID)
+	if err != nil || o.Fp == fingerprint(st) || len(o.Handle) == 0 {
+		return ignore(err, ErrNotFound)
+	}
+	if open := t.objects.find(o.OID); open != nil {
+		defer t.objects.release(open)
+		open.mu.Lock()
+		defer open.mu.Unlock()
+		if open.dirty.Load() {
+			return nil
+		}
+	}
+	return t.foreignChangeLocked(ctx, p, o.OID, 0)
 }
 
 // noteChange refreshes the fingerprint after a change of our own.
@@ -352,7 +378,10 @@ func (t *Tree) changeXattr(ctx context.Context, r *kml.Record, call func(p place
 			return err
 		}
 		var before, after unix.Statx_t
-		if err := unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, &before); err != nil {
+		if err := statAt(p.fd, "", &before); err != nil {
+			return err
+		}
+		if err := t.lookFirst(ctx, p, &before); err != nil {
 			return err
 		}
 		err = t.mutate(ctx, mutation{

@@ -78,6 +78,9 @@ func (t *Tree) make(ctx context.Context, m making) (Attr, []byte, error) {
 		}
 		a = t.attrOf(obj, &st)
 		a.contentIs(handle)
+		if w := t.watcher; r.Op == kml.OpMkdir && w != nil && !w.perDir {
+			w.removed(handle)
+		}
 		return nil
 	})
 	if now != 0 {

@@ -19,7 +19,7 @@ type Object struct {
 	DataVersion kml.Position // last change of contents
 	DataOrigin  kml.Origin   // of that change
 	Target      string       // a symbolic link's
-	Xattrs      []kml.Xattr  // caches only: in a tree the disk has them
+	Xattrs      []kml.Xattr  // in a tree the disk has the values, here are digests
 
 	// Parent and Name are one of its names; a folder has just one. Parent is 0
 	// while it has none that is known.

@@ -231,7 +231,8 @@ func (t *Tree) cutLocked(o *openObject) error {
 	r.OID, r.UID, r.GID = o.oid, o.uid, o.gid
 	r.Attr = kml.Attr{Size: st.Size, Mtime: nsOf(st.Mtime)}
 	r.Extents = o.extents.clip(st.Size)
-	if obj, err := t.index.Get(o.oid); err == nil {
+	obj, err := t.index.Get(o.oid)
+	if err == nil {
 		r.Base.Pos = obj.DataVersion
 	}
 	res, err := t.reserve(r)
@@ -247,7 +248,15 @@ func (t *Tree) cutLocked(o *openObject) error {
 	t.dirty.Clear(o.slot)
 	o.extents = extentSet{}
 	o.dirty.Store(false)
-	return nil
+	if obj == nil || changed(obj.Attr, kmlAttr(&st))&^kml.MaskMtime == 0 {
+		return nil
+	}
+	// Mode or owner were changed behind the tree's back, or by the kernel, which
+	// takes set-id bits at a write.
+	if obj, err = t.index.Get(o.oid); err != nil {
+		return ignore(err, ErrNotFound)
+	}
+	return t.foreignAttrs(t.ctx, place{fd: fd}, obj, &st, nil)
 }
 
 // dirtyOID reads an entry of the dirty table.

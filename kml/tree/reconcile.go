@@ -15,12 +15,23 @@ import (
 // name that is gone, an object renamed to here, an editor's save, changed
 // contents or attributes. It takes the locks it needs; the caller holds none.
 func (t *Tree) reconcileName(ctx context.Context, parent kml.OID, name string) error {
-	return t.reconcileWritten(ctx, parent, name, false)
+	return t.reconcileSeen(ctx, parent, name, 0)
 }
 
-// reconcileWritten is reconcileName for a name whose file was, with wrote, seen
-// to be written: that is a store although size and mtime may be as before.
-func (t *Tree) reconcileWritten(ctx context.Context, parent kml.OID, name string, wrote bool) error {
+// hint is what is known of a change before anybody looks.
+type hint uint8
+
+const (
+	// seenWriting: the file was written, which is a store although size and mtime
+	// may be as before.
+	seenWriting hint = 1 << iota
+	// seenAttrs: mode, owner, times or extended attributes were set, and a change
+	// of our own may have come behind.
+	seenAttrs
+)
+
+// reconcileSeen is reconcileName for a name at which something was seen to be done.
+func (t *Tree) reconcileSeen(ctx context.Context, parent kml.OID, name string, how hint) error {
 	if checkName(parent, name) != nil {
 		return nil
 	}
@@ -28,7 +39,7 @@ func (t *Tree) reconcileWritten(ctx context.Context, parent kml.OID, name string
 		return t.replica.revert(parent, name, wrote)
 	}
 	for range maxRetry {
-		sub, again, err := t.reconcileOnce(ctx, parent, name, wrote)
+		sub, again, err := t.reconcileOnce(ctx, parent, name, how)
 		if err != nil {
 			return err
 		}
@@ -48,7 +59,7 @@ func (t *Tree) reconcileWritten(ctx context.Context, parent kml.OID, name string
 
 // reconcileOnce settles one name. sub is a folder that is new or came from
 // elsewhere, whose entries are to be looked at; again asks for another look.
-func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string, wrote bool) (sub kml.OID, again bool, err error) {
+func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string, how hint) (sub kml.OID, again bool, err error) {
 	// With the name, what it holds is locked: a folder's time changes with its
 	// own names.
 	oid, _, known := t.index.Child(parent, name)
@@ -99,7 +110,7 @@ func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string, w
 	obj := t.objectFor(&st, handle)
 	switch {
 	case known && obj != nil && obj.OID == oid:
-		return 0, false, t.foreignChange(ctx, p, obj.OID, wrote)
+		return 0, false, t.foreignChange(ctx, p, obj.OID, how)
 	case obj != nil:
 		// The inode is known under other names: a link, or a rename to here.
 		from, gone := t.goneName(obj)
@@ -127,12 +138,12 @@ func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string, w
 			if err := t.index.Update(func(b *Batch) error { return noteInode(b, oid, &st, handle) }); err != nil {
 				return 0, false, err
 			}
-			return 0, false, t.foreignAttrs(ctx, p, old, &st)
+			return 0, false, t.foreignAttrs(ctx, p, old, &st, func(b *Batch) error { return noteChange(b, oid, &st) })
 		}
 		if old.Attr.Mode&unix.S_IFMT == uint32(st.Mode)&unix.S_IFMT && !t.livesElsewhere(old, Name{parent, name}) {
 			sub, again, err := t.foreignSave(ctx, p, old, &st, handle)
 			if err == nil { // its folder's time went with it, and no record of ours says so
-				err = t.foreignChange(ctx, place{fd: ref.fd}, parent, false)
+				err = t.foreignChange(ctx, place{fd: ref.fd}, parent, 0)
 			}
 			return sub, again, err
 		}
@@ -395,7 +406,7 @@ func (t *Tree) foreignSave(ctx context.Context, p place, o *Object, st *unix.Sta
 	if err != nil {
 		return 0, false, err
 	}
-	return sub, false, t.foreignAttrs(ctx, p, fresh, st)
+	return sub, false, t.foreignAttrs(ctx, p, fresh, st, func(b *Batch) error { return noteChange(b, o.OID, st) })
 }
 
 // foreignInode journals that an object has another inode, which open handles
@@ -413,29 +424,56 @@ func (t *Tree) foreignInode(obj *Object, journal func() error) error {
 // foreignChange compares the object behind p with what the index saw last. The
 // object is held still meanwhile, so that no change of our own, which is on disk
 // before it is in the index, is taken for another's.
-func (t *Tree) foreignChange(ctx context.Context, p place, oid kml.OID, wrote bool) error {
+func (t *Tree) foreignChange(ctx context.Context, p place, oid kml.OID, how hint) error {
 	defer t.objs.lock(oid)()
 	if open := t.objects.find(oid); open != nil {
 		defer t.objects.release(open)
 		open.mu.Lock()
 		defer open.mu.Unlock()
 		if open.dirty.Load() {
-			return nil // its store will be cut anyway
+			return t.foreignWhileDirty(ctx, p, oid, how)
 		}
 	}
+	return t.foreignChangeLocked(ctx, p, oid, how)
+}
+
+// foreignWhileDirty looks at what the store that will be cut anyway does not tell.
+func (t *Tree) foreignWhileDirty(ctx context.Context, p place, oid kml.OID, how hint) error {
+	o, err := t.index.Get(oid)
+	if err != nil || how&seenAttrs == 0 {
+		return ignore(err, ErrNotFound)
+	}
+	var st unix.Statx_t
+	if err := statAt(p.fd, "", &st); err != nil {
+		return err
+	}
+	st.Mtime.Sec, st.Mtime.Nsec = split(o.Attr.Mtime) // the store brings it
+	return t.foreignAttrs(ctx, p, o, &st, nil)
+}
+
+// split makes seconds and nanoseconds of a time.
+func split(ns int64) (sec int64, nsec uint32) {
+	ts := unix.NsecToTimespec(ns)
+	return ts.Sec, uint32(ts.Nsec)
+}
+
+// foreignChangeLocked is foreignChange for who holds the object's lock; it is not
+// open-dirty, or its contents are held still as well.
+func (t *Tree) foreignChangeLocked(ctx context.Context, p place, oid kml.OID, how hint) error {
 	o, err := t.index.Get(oid)
 	if err != nil {
 		return ignore(err, ErrNotFound)
 	}
 	st := new(unix.Statx_t)
-	if err := unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, st); err != nil {
+	if err := statAt(p.fd, "", st); err != nil {
 		return err
 	}
 	file := uint32(st.Mode)&unix.S_IFMT == unix.S_IFREG
-	if o.Fp == fingerprint(st) && !(wrote && file) {
+	wrote := file && how&seenWriting != 0
+	if o.Fp == fingerprint(st) && !wrote && how&seenAttrs == 0 && changed(o.Attr, kmlAttr(st))&^kml.MaskMtime == 0 {
 		return nil
 	}
-	if file && (wrote || o.Fp.Size != st.Size || o.Fp.Mtime != nsOf(st.Mtime)) {
+	if wrote || file && (o.Fp.Size != st.Size || o.Fp.Mtime != nsOf(st.Mtime)) {
 		if t.suspects(st) {
 			return t.foundDamaged(o, st, nil)
 		}
@@ -452,7 +490,7 @@ func (t *Tree) foreignChange(ctx context.Context, p place, oid kml.OID, wrote bo
 			return ignore(err, ErrNotFound)
 		}
 	}
-	return t.foreignAttrs(ctx, p, o, st)
+	return t.foreignAttrs(ctx, p, o, st, func(b *Batch) error { return noteChange(b, o.OID, st) })
 }
 
 // removed reports whether the folder behind a descriptor has no name any more.
@@ -461,19 +499,26 @@ func removed(fd int) bool {
 	return unix.Fstat(fd, &st) == nil && st.Nlink == 0
 }
 
-// foreignAttrs journals a difference in mode, owner or a folder's time.
-func (t *Tree) foreignAttrs(_ context.Context, _ place, o *Object, st *unix.Statx_t) error {
+// foreignAttrs journals a difference in mode, owner, a folder's time or extended
+// attributes, and has note tell the index what was looked at.
+func (t *Tree) foreignAttrs(_ context.Context, p place, o *Object, st *unix.Statx_t, note func(b *Batch) error) error {
+	if err := t.foreignXattrs(p, o); err != nil {
+		return err
+	}
 	now := kmlAttr(st)
 	mask := changed(o.Attr, now)
 	if o.Attr.Mode&unix.S_IFMT == unix.S_IFREG && o.Fp.Mtime == now.Mtime {
 		mask &^= kml.MaskMtime // its last store says so
 	}
 	if mask == 0 {
-		return t.index.Update(func(b *Batch) error { return noteChange(b, o.OID, st) })
+		if note == nil {
+			return nil
+		}
+		return t.index.Update(note)
 	}
 	r := t.record(nil, kml.OpSetattr)
 	r.OID, r.HadOld, r.Old, r.Attr, r.Mask = o.OID, true, o.Attr, now, mask
-	return t.foreign(r, func(b *Batch) error { return noteChange(b, o.OID, st) })
+	return t.foreign(r, note)
 }
 
 type settlingKey struct{}

@@ -24,12 +24,12 @@ func (t *Tree) reconcileDir(ctx context.Context, oid kml.OID, deep bool) error {
 			return err
 		}
 	}
-	return t.reconcileFolder(ctx, oid)
+	return t.reconcileFolder(ctx, oid, 0)
 }
 
 // reconcileFolder compares a folder itself. Other folders are looked at by
 // their names; the root has none.
-func (t *Tree) reconcileFolder(ctx context.Context, oid kml.OID) error {
+func (t *Tree) reconcileFolder(ctx context.Context, oid kml.OID, how hint) error {
 	defer t.names.lock(oid)()
 	ref, err := t.dirs.get(oid)
 	if err != nil {
@@ -39,7 +39,7 @@ func (t *Tree) reconcileFolder(ctx context.Context, oid kml.OID) error {
 	if t.replica != nil {
 		return t.replica.revertFolder(ref.fd, oid)
 	}
-	return t.foreignChange(ctx, place{fd: ref.fd}, oid, false)
+	return t.foreignChange(ctx, place{fd: ref.fd}, oid, how)
 }
 
 // reconcilePresent is reconcileDir for the names on disk; it collects the others.

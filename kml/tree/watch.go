@@ -50,8 +50,8 @@ type watcher struct {
 
 // sight is what events said of a name.
 type sight struct {
-	when  time.Time // look not before
-	wrote bool      // contents were written
+	when time.Time // look not before
+	how  hint
 }
 
 const (
@@ -198,13 +198,10 @@ func (w *watcher) markFd(oid kml.OID, fd int, h []byte) error {
 	return nil
 }
 
-// made is added for a folder that the tree itself makes, by its descriptor.
+// made is added for a folder that the tree itself makes, by its descriptor, before
+// the index knows of it: others may be at work in it.
 func (w *watcher) made(oid kml.OID, fd int, h []byte) {
-	if w == nil {
-		return
-	}
-	if !w.perDir {
-		w.removed(h)
+	if w == nil || !w.perDir {
 		return
 	}
 	if err := w.markFd(oid, fd, h); err != nil {
@@ -212,7 +209,8 @@ func (w *watcher) made(oid kml.OID, fd int, h []byte) {
 	}
 }
 
-// removed hears of a folder that is gone; its mark went with it.
+// removed hears of a folder that is gone, its mark with it, or that is a stranger
+// no more.
 func (w *watcher) removed(h []byte) {
 	if w == nil {
 		return
@@ -354,7 +352,7 @@ func (w *watcher) info(mask uint64, b []byte) {
 	}
 	typ := binary.NativeEndian.Uint32(body[4:])
 	parent, err := w.resolve(handleOf(typ, body[fh:fh+n]))
-	if err != nil || len(name) == 0 || string(name) == "." {
+	if err != nil || len(name) == 0 {
 		return // not a folder of this fileset
 	}
 	if parent == kml.RootOID && string(name) == ExtDirName {
@@ -368,7 +366,14 @@ func (w *watcher) info(mask uint64, b []byte) {
 	default:
 		when = when.Add(settleTime)
 	}
-	w.note(Name{Parent: parent, Name: string(name)}, sight{when, mask&unix.FAN_MODIFY != 0})
+	s := sight{when: when}
+	if mask&unix.FAN_MODIFY != 0 {
+		s.how |= seenWriting
+	}
+	if mask&unix.FAN_ATTRIB != 0 {
+		s.how |= seenAttrs
+	}
+	w.note(Name{Parent: parent, Name: string(name)}, s)
 }
 
 // maxFolders bounds the memory of folders; it starts anew when it is full.
@@ -431,7 +436,7 @@ func (w *watcher) note(n Name, s sight) {
 	if len(w.pending) >= maxPending {
 		w.scan, w.pending = true, make(map[Name]sight)
 	}
-	s.wrote = s.wrote || w.pending[n].wrote
+	s.how |= w.pending[n].how
 	w.pending[n] = s
 	w.signal()
 }
@@ -469,9 +474,11 @@ func (w *watcher) look() {
 		// What is there comes first, so that a name that is gone is seen to
 		// have moved and not to have been removed.
 		var gone []Name
-		for n, wrote := range due {
-			if w.t.onDisk(n) {
-				w.report(w.t.reconcileWritten(w.t.ctx, n.Parent, n.Name, wrote), n)
+		for n, how := range due {
+			if n.Name == "." { // the folder itself
+				w.report(w.t.reconcileFolder(w.t.ctx, n.Parent, how), n)
+			} else if w.t.onDisk(n) {
+				w.report(w.t.reconcileSeen(w.t.ctx, n.Parent, n.Name, how), n)
 			} else {
 				gone = append(gone, n)
 			}
@@ -489,16 +496,16 @@ func (w *watcher) look() {
 	}
 }
 
-// due takes what may be looked at now, with whether it was written, and says
+// due takes what may be looked at now, with what was seen there, and says
 // when the rest may.
-func (w *watcher) due(now time.Time) (names map[Name]bool, scan bool, next time.Duration) {
+func (w *watcher) due(now time.Time) (names map[Name]hint, scan bool, next time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	names = make(map[Name]bool)
+	names = make(map[Name]hint)
 	for n, s := range w.pending {
 		d := s.when.Sub(now)
 		if d <= 0 {
-			names[n] = s.wrote
+			names[n] = s.how
 			delete(w.pending, n)
 		} else if next == 0 || d < next {
 			next = d

@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mezzofs/mezzo/internal/fault"
 )
 
 // fileSystem is what a log asks of the system; tests put one that fails.
@@ -89,7 +91,19 @@ func (osFS) Free(path string) (int64, error) {
 
 type osFile struct{ *os.File }
 
+func (f osFile) WriteAt(p []byte, off int64) (int, error) {
+	if err := fault.Err("kml.write"); err != nil {
+		// A disk that fails may have taken a part.
+		n, _ := f.File.WriteAt(p[:len(p)/2], off)
+		return n, f.wrap("pwrite", err)
+	}
+	return f.File.WriteAt(p, off)
+}
+
 func (f osFile) Datasync() error {
+	if err := fault.Err("kml.sync"); err != nil {
+		return f.wrap("fdatasync", err)
+	}
 	for {
 		err := unix.Fdatasync(int(f.Fd()))
 		if err != unix.EINTR {
@@ -99,6 +113,9 @@ func (f osFile) Datasync() error {
 }
 
 func (f osFile) Allocate(off, n int64) error {
+	if err := fault.Err("kml.allocate"); err != nil {
+		return f.wrap("fallocate", err)
+	}
 	for {
 		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, off, n)
 		if err != unix.EINTR {

@@ -114,6 +114,14 @@ func (l *Log) spoil(err error) error {
 	return err
 }
 
+// Failed is why the log stopped for good, or nil while it has not.
+func (l *Log) Failed() error {
+	if p := l.fail.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
 // last is the segment that is being written.
 func (l *Log) last() *segment {
 	l.pub.Lock()

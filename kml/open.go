@@ -60,6 +60,7 @@ func (l *Log) settle() error {
 	l.alloc = last.size.Load()
 	for i, s := range l.segs {
 		if s == last || l.segs[i+1].hdr.tail.pos >= l.at.mark {
+			s.rw = true
 			if _, err := s.acquire(l.o.fs); err != nil {
 				return err
 			}
@@ -67,12 +68,46 @@ func (l *Log) settle() error {
 		}
 	}
 	l.newDir = true
+	if err := l.rewriteTail(); err != nil {
+		return err
+	}
 	if _, err := l.syncRound(0); err != nil {
 		return err
 	}
 	l.commit, l.durable = l.at.mark, l.at.firm()
 	l.syncs.reset(l.at.pos)
 	l.commits.reset(l.durable)
+	return nil
+}
+
+// rewriteTail writes what no mark covers once more, as it is. When the last run
+// ended with a sync that failed, the kernel may hold these bytes for written and
+// have them in memory alone: a sync now would promise what is not so.
+func (l *Log) rewriteTail() error {
+	firm := l.at.firm()
+	if firm >= l.at.pos {
+		return nil
+	}
+	first, from, err := l.locate(firm)
+	buf := make([]byte, windowLen)
+	for _, s := range l.unsynced {
+		off := int64(0)
+		if err == nil && s.num < first.num {
+			continue
+		} else if err == nil && s == first {
+			off = from.off
+		}
+		for size := s.size.Load(); off < size; {
+			b := buf[:min(int64(len(buf)), size-off)]
+			if _, err := s.f.ReadAt(b, off); err != nil {
+				return fmt.Errorf("%s: offset %d: %w", s.path, off, err)
+			}
+			if _, err := s.f.WriteAt(b, off); err != nil {
+				return fmt.Errorf("%s: offset %d: %w", s.path, off, err)
+			}
+			off += int64(len(b))
+		}
+	}
 	return nil
 }
 

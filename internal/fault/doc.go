@@ -14,5 +14,7 @@
 // the first time NAME is passed, NAME:N the Nth time. Several are separated by
 // commas. In a test of the same process, Hook does it instead.
 //
+// A step that may fail asks Err, and a test has it fail with Fail.
+//
 // Names are package.operation.step, lower case.
 package fault

@@ -21,6 +21,9 @@ var (
 	counts map[string]int // passes left until the process is killed
 	hooks  = map[int]func(string){}
 	nextID int
+
+	failing atomic.Bool
+	errs    = map[string]func() error{}
 )
 
 // Point marks a step of the program. It returns at once unless the process is
@@ -96,5 +99,35 @@ func hit(name string) {
 	}
 	for _, f := range fs {
 		f(name)
+	}
+}
+
+// Err is a step that may fail: the error that a test has it fail with, or nil. It
+// returns nil at once unless Fail was called.
+func Err(name string) error {
+	if !failing.Load() {
+		return nil
+	}
+	mu.Lock()
+	f := errs[name]
+	mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return f()
+}
+
+// Fail makes the steps of a name fail with what f returns, until remove is
+// called. f may be called from several goroutines at once. A name has one f.
+func Fail(name string, f func() error) (remove func()) {
+	mu.Lock()
+	defer mu.Unlock()
+	errs[name] = f
+	failing.Store(true)
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		delete(errs, name)
+		failing.Store(len(errs) > 0)
 	}
 }

@@ -64,3 +64,20 @@ func BenchmarkPointOff(b *testing.B) {
 		Point("tree.create.after-intent")
 	}
 }
+
+func TestFail(t *testing.T) {
+	if err := Err("a.b"); err != nil {
+		t.Errorf("nothing fails yet: %v", err)
+	}
+	remove := Fail("a.b", func() error { return syscall.EIO })
+	if err := Err("a.b"); err != syscall.EIO {
+		t.Errorf("a.b fails with %v", err)
+	}
+	if err := Err("a.c"); err != nil {
+		t.Errorf("a.c fails with %v", err)
+	}
+	remove()
+	if err := Err("a.b"); err != nil || failing.Load() {
+		t.Errorf("after its end it fails with %v", err)
+	}
+}

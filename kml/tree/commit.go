@@ -3,6 +3,8 @@ package tree
 import (
 	"context"
 	"errors"
+	"fmt"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -62,6 +64,9 @@ func (t *Tree) commit(ctx context.Context) error {
 	if err := t.broken(); err != nil {
 		return err
 	}
+	if err := t.recheck(ctx); err != nil {
+		return err
+	}
 	t.jmu.Lock()
 	end, what := t.log.End(), t.fresh
 	t.fresh = unsynced{}
@@ -70,14 +75,21 @@ func (t *Tree) commit(ctx context.Context) error {
 	if end <= t.log.Durable() {
 		return nil
 	}
-	if err := t.sync(ctx, what); err != nil {
+	if err := t.synced(t.sync(ctx, what)); err != nil {
 		t.jmu.Lock()
 		t.fresh = unsynced{all: true}
 		t.jmu.Unlock()
 		return err
 	}
+	if t.unsure.Load() {
+		return fmt.Errorf("an fsync failed meanwhile: %w", syscall.EIO)
+	}
 	fault.Point("tree.commit.synced")
-	if err := t.log.CommitUpTo(end); err != nil {
+	err := t.log.CommitUpTo(end)
+	if stopped := t.log.Failed(); stopped != nil {
+		return t.breakDown(stopped)
+	}
+	if err != nil {
 		return err
 	}
 	fault.Point("tree.commit.marked")

@@ -113,6 +113,9 @@ func (x *Index) Flush() error {
 				return err
 			}
 		}
+		if err := fault.Err("tree.flush"); err != nil {
+			return err
+		}
 		if x.opt.Before != nil {
 			if err := x.opt.Before(old[0].cursor); err != nil {
 				return err

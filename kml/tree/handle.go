@@ -461,7 +461,7 @@ func (h *handle) Fsync(ctx context.Context, datasync bool) error {
 	if datasync {
 		sync = unix.Fdatasync
 	}
-	err := sync(fd)
+	err := h.t.synced(sync(fd))
 	h.mu.RUnlock()
 	if err != nil {
 		return err

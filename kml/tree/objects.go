@@ -196,6 +196,7 @@ func (t *Tree) markDirty(o *openObject) error {
 	}
 	fault.Point("tree.dirty")
 	o.slot, o.first = slot, t.now().UnixNano()
+	o.last = o.first // the cutter may look before the write is noted
 	o.dirty.Store(true)
 	t.kickCutter()
 	return nil

@@ -156,6 +156,11 @@ type disk struct {
 
 func newDisk(t *testing.T, kind string) *disk {
 	t.Helper()
+	return newDiskOf(t, kind, 400<<20)
+}
+
+func newDiskOf(t *testing.T, kind string, size int64) *disk {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
@@ -166,7 +171,7 @@ func newDisk(t *testing.T, kind string) *disk {
 	d := &disk{img: filepath.Join(t.TempDir(), "img"), mnt: t.TempDir(), kind: kind}
 	f, err := os.Create(d.img)
 	ok(t, err)
-	ok(t, f.Truncate(400<<20))
+	ok(t, f.Truncate(size))
 	ok(t, f.Close())
 	args := []string{"-q", d.img}
 	if kind == "ext4" {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -171,6 +172,9 @@ func (s *Slots) Put(ctx context.Context, b []byte) (slot int, err error) {
 
 // write puts b into a slot: the bytes first, so that the header is of all of them.
 func (s *Slots) write(slot int, b []byte) error {
+	if err := fault.Err("tree.slots"); err != nil {
+		return err
+	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	at := s.at(slot)

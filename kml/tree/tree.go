@@ -117,6 +117,7 @@ type Tree struct {
 	serving   atomic.Bool // recovery is through
 	importing atomic.Bool // until Init is through
 	failed    atomic.Pointer[error]
+	unsure    atomic.Bool  // a sync failed: what is on the disk is not known
 	scanning  atomic.Int32 // scans under way
 
 	ctx    context.Context // ends with Close

@@ -314,9 +314,9 @@ func powerRound(t *testing.T, d *disk, dir string, n int, after time.Duration) [
 	for sc.Scan() {
 		lines = append(lines, saying{sc.Text(), cutting.Load()})
 	}
-	_ = cmd.Wait()
-	if s := stderr.String(); strings.Contains(s, "panic") {
-		t.Fatal(s)
+	err = cmd.Wait()
+	if s := stderr.String(); strings.Contains(s, "panic") || !cutting.Load() {
+		t.Fatalf("the worker ended by itself: %v: %s", err, s)
 	}
 	d.unmount(t)
 	d.mount(t)

@@ -343,7 +343,7 @@ func (p *objPatch) patch(n *Object, x *Index) bool {
 		n.Parent, n.Name = p.aName(n.OID, x)
 	}
 	for _, r := range p.xattrs {
-		setXattr(n, r)
+		setXattr(n, r.Name, r.Value, r.Op == kml.OpSetxattr)
 	}
 	return true
 }

@@ -36,7 +36,7 @@ func (t *Tree) reconcileSeen(ctx context.Context, parent kml.OID, name string, h
 		return nil
 	}
 	if t.replica != nil {
-		return t.replica.revert(parent, name, wrote)
+		return t.replica.revert(parent, name, how&seenWriting != 0)
 	}
 	for range maxRetry {
 		sub, again, err := t.reconcileOnce(ctx, parent, name, how)

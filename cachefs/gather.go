@@ -82,8 +82,8 @@ func (p *pusher) gather(up *upstream, l *local.Log, top func(*kml.Record) kml.OI
 		p.link, p.at = up, 0
 		clear(p.again)
 	}
-	if up.inFlight >= maxInFlight {
-		return nil
+	if up.inFlight >= maxInFlight || len(p.stuck) > 0 {
+		return nil // what is stuck is settled when nothing is on its way any more
 	}
 	g := gathering{p: p, up: up, now: time.Now(), top: top}
 	for _, id := range p.lookAgain() {

@@ -25,7 +25,7 @@ import (
 // every number was applied once, and contents that were flushed anywhere are at
 // the master, in a conflict copy, or were written over by who had seen them.
 func TestManyClients(t *testing.T) {
-	rounds, steps := 50, 50
+	rounds, steps := 50, 40
 	if testing.Short() {
 		rounds = 5
 	}

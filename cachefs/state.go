@@ -139,6 +139,7 @@ func (c *Client) run(up *upstream) {
 				continue
 			}
 		}
+		began := c.o.Now()
 		got := make(chan struct{})
 		go func() { // ends with up
 			defer close(got)
@@ -159,7 +160,12 @@ func (c *Client) run(up *upstream) {
 		if c.ctx.Err() == nil && err != nil {
 			c.log.Warn("link to the master lost", "addr", c.o.Addr, "err", err)
 		}
-		up, pause = nil, 0
+		up = nil
+		if c.o.Now().Sub(began) >= time.Second {
+			pause = 0
+		} else { // whatever ended it may end the next one
+			pause = min(max(2*pause, 50*time.Millisecond), c.o.Retry)
+		}
 	}
 }
 

@@ -164,6 +164,7 @@ func TestHard(t *testing.T) {
 	defer func() { must(t, c.Close(ctx)) }()
 	must(t, writeFile(ctx, m.tree, "absent", "x"))
 	same(t, "absent", func() (string, error) { ns, err := names(ctx, c, kml.RootOID); return strings.Join(ns, " "), err })
+	must(t, c.Sync(ctx)) // it has heard of the contents
 	p.cut(true)
 	must(t, c.WaitState(ctx, func(s State) bool { return s == Disconnected }))
 	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)

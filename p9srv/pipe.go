@@ -57,7 +57,8 @@ func (p *pipes) get() *pipe {
 		size, err = unix.FcntlInt(uintptr(x.w), unix.F_SETPIPE_SZ, pipeLess)
 	}
 	if err != nil || size <= pipeLeast {
-		p.none = true
+		// A user's share may be used up (pipe(7)): what there is stays.
+		p.none = p.used == 0 && len(p.free) == 0
 		x.close()
 		return nil
 	}

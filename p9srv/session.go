@@ -69,6 +69,7 @@ const (
 	maxQueued  = 128 << 10
 	firstFrame = 8 << 10 // largest frame before the first Tversion
 	stealFrame = 32 << 10
+	unixBuffer = 1 << 20 // of a unix socket; TCP finds its own
 	smallMove  = 4 << 10 // what is moved to the front of the buffer to make room behind
 )
 
@@ -84,6 +85,8 @@ func newSession(srv *Server, c io.ReadWriteCloser, num uint64) *session {
 	case *net.UnixConn:
 		s.raw, _ = n.SyscallConn()
 		s.cred = peerCredentials(s.raw)
+		// As much as the system allows: less only means more turns.
+		_ = n.SetWriteBuffer(unixBuffer)
 	case *net.TCPConn:
 		s.raw, _ = n.SyscallConn()
 	}

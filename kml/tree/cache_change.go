@@ -326,7 +326,18 @@ func (c *Cache) review(rs []*kml.Record, f func() error) ([]Change, error) {
 		}
 	}
 	for i, oid := range oids {
-		if now, err := v.object(oid, x); err == nil && (objs[i] == nil || !sameLooks(objs[i], now)) {
+		now, err := v.object(oid, x)
+		if objs[i] == nil && err == nil {
+			// It was removed here and is back. Who looked at a name that the master
+			// gave it meanwhile was told that there is nothing.
+			for _, n := range v.namesOf(oid, x) {
+				ch := Change{Kind: ChangeEntry, OID: oid, Parent: n.Parent, Name: n.Name}
+				if !slices.Contains(changes, ch) {
+					changes = append(changes, ch)
+				}
+			}
+		}
+		if err == nil && (objs[i] == nil || !sameLooks(objs[i], now)) {
 			changes = append(changes, Change{Kind: ChangeAttr, OID: oid})
 		}
 	}

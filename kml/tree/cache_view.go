@@ -428,8 +428,12 @@ func (c *Cache) children(oid kml.OID) ([]NameEntry, error) {
 func (c *Cache) Names(oid kml.OID) []Name {
 	c.view.mu.RLock()
 	defer c.view.mu.RUnlock()
-	names := c.index.Load().Names(oid)
-	p := c.view.objs[oid]
+	return c.view.namesOf(oid, c.index.Load())
+}
+
+func (v *view) namesOf(oid kml.OID, x *Index) []Name {
+	names := x.Names(oid)
+	p := v.objs[oid]
 	if p == nil {
 		return names
 	}

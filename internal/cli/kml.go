@@ -17,7 +17,7 @@ import (
 func (a *app) kmlCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "kml COMMAND",
-		Short: "work with a log by itself: dump, check, diff, replay",
+		Short: "work with a log: dump, check, diff, replay, mark, truncate",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usagef("%q is not a command of mezzo kml", args[0])
@@ -26,7 +26,8 @@ func (a *app) kmlCommand() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	for _, sub := range []*cobra.Command{a.kmlDumpCommand(), a.kmlCheckCommand(), a.kmlDiffCommand(), a.kmlReplayCommand()} {
+	for _, sub := range []*cobra.Command{a.kmlDumpCommand(), a.kmlCheckCommand(), a.kmlDiffCommand(), a.kmlReplayCommand(),
+		a.kmlMarkCommand(), a.kmlTruncateCommand()} {
 		sub.Args = wants(sub.Use)
 		sub.DisableFlagsInUseLine = true
 		c.AddCommand(sub)

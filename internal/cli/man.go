@@ -23,6 +23,7 @@ func (a *app) commands() []*cobra.Command {
 		a.mountPortCommand(),
 		a.replicateCommand(),
 		a.statusCommand(),
+		a.damagedCommand(),
 		a.policyCommand(),
 		a.offlineCommand(),
 		a.onlineCommand(),

@@ -36,10 +36,17 @@ func (t *Tree) retainLoop() {
 // retain drops the segments that are due, once a checkpoint is past them: an
 // index that is damaged could not be made again without them.
 func (t *Tree) retain() (segments int, err error) {
+	return t.retainTo(t.opt.RetainSize, t.opt.RetainAge)
+}
+
+// retainTo is retain for other bounds than the tree's own.
+func (t *Tree) retainTo(size int64, age time.Duration) (segments int, err error) {
+	t.keepMu.Lock()
+	defer t.keepMu.Unlock()
 	if err := t.checkpointDue(); err != nil {
 		return 0, fmt.Errorf("checkpoint: %w", err)
 	}
-	return t.log.Retain(t.opt.RetainSize, t.opt.RetainAge, func(p kml.Position) error {
+	return t.log.Retain(size, age, func(p kml.Position) error {
 		if t.kept.cursor+1 < p {
 			if err := t.checkpoint(); err != nil {
 				return fmt.Errorf("checkpoint: %w", err)

@@ -125,7 +125,8 @@ type Tree struct {
 	kick   chan struct{} // an object became open-dirty
 	wg     sync.WaitGroup
 	cmu    sync.Mutex   // one commit at a time
-	kept   checkpointed // retainLoop's
+	keepMu sync.Mutex   // one round of retain at a time; guards kept
+	kept   checkpointed // the last checkpoint
 	rmu    sync.Mutex   // one relieve at a time; taken before cmu
 	closed sync.Once
 	endErr error

@@ -103,7 +103,7 @@ func operations(t *testing.T, tr *Tree, tag string) map[string]func() error {
 // TestDiskFull has every operation run into a full disk: it works or says ENOSPC,
 // log and tree agree, and all goes on when there is room again.
 func TestDiskFull(t *testing.T) {
-	d := newDiskOf(t, "ext4", 64<<20)
+	d := newDiskOf(t, "ext4", 64<<20, nil)
 	t.Cleanup(func() { d.unmount(t) })
 	dir, filler := filepath.Join(d.mnt, "tree"), filepath.Join(d.mnt, "filler")
 	ok(t, os.Mkdir(dir, 0o755))

@@ -50,6 +50,13 @@ func (t *Tree) begin() error {
 	if err := t.commit(t.ctx); err != nil {
 		return err
 	}
+	// An index without a position is one that was lost.
+	if err := t.index.Update(func(b *Batch) error {
+		b.SetCursor(t.log.End())
+		return nil
+	}); err != nil {
+		return err
+	}
 	if err := t.index.Flush(); err != nil {
 		return err
 	}

@@ -149,111 +149,29 @@ func (p *powerWorker) write(file, name string, seq int, sync bool) error {
 	return err
 }
 
-// disk is a file system on a loop device.
-type disk struct {
-	img, mnt, kind, opts string
-}
-
-func newDisk(t *testing.T, kind string) *disk {
-	t.Helper()
-	return newDiskOf(t, kind, 400<<20)
-}
-
-func newDiskOf(t *testing.T, kind string, size int64) *disk {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
-	mkfs, err := exec.LookPath("mkfs." + kind)
-	if err != nil {
-		t.Skipf("no mkfs.%s here", kind)
-	}
-	d := &disk{img: filepath.Join(t.TempDir(), "img"), mnt: t.TempDir(), kind: kind}
-	f, err := os.Create(d.img)
-	ok(t, err)
-	ok(t, f.Truncate(size))
-	ok(t, f.Close())
-	args := []string{"-q", d.img}
-	if kind == "ext4" {
-		d.opts = ",noauto_da_alloc"
-		args = []string{"-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1", d.img}
-	}
-	if out, err := exec.Command(mkfs, args...).CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v: %s", mkfs, err, out)
-	}
-	d.mount(t)
-	t.Cleanup(func() { _ = unix.Unmount(d.mnt, unix.MNT_DETACH) })
-	return d
-}
-
-func (d *disk) mount(t *testing.T) {
-	t.Helper()
-	if out, err := exec.Command("mount", "-t", d.kind, "-o", "loop"+d.opts, d.img, d.mnt).CombinedOutput(); err != nil {
-		t.Fatalf("mount: %v: %s", err, out)
-	}
-}
-
-// unmount ends when the file system is gone. It may live on for a while in a mount
-// namespace that another process made of this one meanwhile, and a mount of the
-// image would then be the one that was shut down. The loop device goes with it.
-func (d *disk) unmount(t *testing.T) {
-	t.Helper()
-	end := time.Now().Add(2 * time.Minute)
-	for {
-		err := unix.Unmount(d.mnt, 0)
-		if err == nil {
-			break
-		}
-		// A process that was killed may still be letting go.
-		if err != unix.EBUSY || time.Now().After(end) {
-			t.Fatal(err)
-		}
-		<-time.After(time.Millisecond)
-	}
-	for d.attached(t) {
-		if time.Now().After(end) {
-			t.Fatalf("%s is still mounted somewhere", d.img)
-		}
-		<-time.After(time.Millisecond)
-	}
-}
-
-// attached says that a loop device has the image.
-func (d *disk) attached(t *testing.T) bool {
-	t.Helper()
-	all, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	ok(t, err)
-	for _, f := range all {
-		if b, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(b), d.img) {
-			return true
-		}
-	}
-	return false
-}
-
-// cutPower shuts the file system down without writing its journal out:
-// EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN with their NOLOGFLUSH flag.
-func (d *disk) cutPower(t *testing.T) {
-	t.Helper()
-	const shutdown, noLogFlush = 0x8004587d, 2
-	f, err := os.Open(d.mnt)
-	ok(t, err)
-	defer f.Close()
-	ok(t, unix.IoctlSetPointerInt(int(f.Fd()), shutdown, noLogFlush))
-}
-
 // TestPowerCut cuts a master under load off its disk, again and again, and holds
 // what comes back against what was promised.
 func TestPowerCut(t *testing.T) {
-	rounds := 10
-	if testutil.Long() {
-		rounds = 150
-	}
-	for _, kind := range []string{"ext4", "xfs"} {
-		t.Run(kind, func(t *testing.T) {
-			d := newDisk(t, kind)
-			c := &powerCheck{}
+	for _, where := range []struct {
+		kind         string
+		lossy        bool
+		rounds, long int
+	}{{"ext4", false, 8, 150}, {"xfs", false, 8, 150}, {"ext4", true, 2, 100}, {"xfs", true, 2, 100}, {"btrfs", true, 2, 100}} {
+		name, rounds := where.kind, where.rounds
+		if where.lossy {
+			name += " on a lossy disk"
+		}
+		if testutil.Long() {
+			rounds = where.long
+		}
+		t.Run(name, func(t *testing.T) {
 			rnd := testutil.Rand(t)
+			var losing *rand.Rand
+			if where.lossy {
+				losing = rand.New(rand.NewPCG(rnd.Uint64(), 1))
+			}
+			d := newDiskOf(t, where.kind, 400<<20, losing)
+			c := &powerCheck{}
 			for n := range rounds {
 				if n%perFileset == 0 { // a log that is checked whole should not get too long
 					c.begin(t, filepath.Join(d.mnt, fmt.Sprintf("fs%d", n)))
@@ -265,8 +183,8 @@ func TestPowerCut(t *testing.T) {
 				}
 			}
 			t.Logf("%d rounds: %d writings, %d promises kept, %d made after the cut and %d of them not kept; "+
-				"%d files damaged; %d records behind the last mark, %d logged again",
-				rounds, c.writings, c.promises, c.late, c.lies, c.damaged, c.tail, c.again)
+				"%d files damaged; %d records behind the last mark, %d logged again; %d writes lost by the disk",
+				rounds, c.writings, c.promises, c.late, c.lies, c.damaged, c.tail, c.again, d.lost)
 		})
 	}
 }

@@ -470,7 +470,11 @@ func (t *Tree) foreignChangeLocked(ctx context.Context, p place, oid kml.OID, ho
 	}
 	file := uint32(st.Mode)&unix.S_IFMT == unix.S_IFREG
 	wrote := file && how&seenWriting != 0
-	if o.Fp == fingerprint(st) && !wrote && how&seenAttrs == 0 && changed(o.Attr, kmlAttr(st))&^kml.MaskMtime == 0 {
+	other := changed(o.Attr, kmlAttr(st))
+	if uint32(st.Mode)&unix.S_IFMT != unix.S_IFDIR {
+		other &^= kml.MaskMtime
+	} // but a folder that was taken on as it is after a crash has the log's time
+	if o.Fp == fingerprint(st) && !wrote && how&seenAttrs == 0 && other == 0 {
 		return nil
 	}
 	if wrote || file && (o.Fp.Size != st.Size || o.Fp.Mtime != nsOf(st.Mtime)) {

@@ -149,6 +149,7 @@ func (d *decider) copyOf(o Object, at Name) error {
 				r.OID, r.Base, r.Extents = c, d.rebased(c, k, kml.Base{}), nil
 				d.item(r, BytesOwn)
 				d.v.Copy = &Copy{of, c}
+				d.v.unseen = append(d.v.unseen, c)
 				d.lose(Loss{Row: RowData, OID: of, Other: c, Name: at})
 				return nil
 			}

@@ -208,6 +208,9 @@ func (d *decider) mayGo(oid kml.OID, o Object) bool {
 	if v := d.r.Victim; v != nil && v.Attr.Nlink > 1 && o.Local {
 		return false
 	}
+	if v := d.orig.Victim; v != nil && d.w.copies[d.w.is(v.OID)] == oid {
+		return true // what was removed here is what went to the copy
+	}
 	return d.holds(oid, o, victimBase(d.r))
 }
 

@@ -50,6 +50,10 @@ func (d *decider) rename() error {
 // over settles a rename to a name that holds something.
 func (d *decider) over(o Object, from, at Name, held kml.OID) error {
 	r := d.r
+	if d.w.copies[r.OID] == held {
+		d.row(RowSame) // what was written here is at that name already
+		return nil
+	}
 	x, _ := d.object(held)
 	expected := r.Victim != nil && r.Victim.OID == held && isDir(o) == isDir(x)
 	if expected {

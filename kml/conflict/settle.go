@@ -29,7 +29,7 @@ type Settler struct {
 	dropped map[kml.OID]bool
 	based   map[kml.OID]kml.Position
 	line    map[kml.OID]kml.Base
-	merged  map[kml.OID]bool
+	merged  map[kml.OID]bool // has local bytes that were not seen under that name
 	wanted  map[kml.OID]Name
 	late    map[kml.OID][]*kml.Record
 }
@@ -169,6 +169,9 @@ func (s *Settler) remember(r, mine *kml.Record, v *Verdict) {
 	}
 	for _, b := range v.based {
 		s.based[b.oid] = b.version
+	}
+	for _, oid := range v.unseen {
+		s.merged[oid] = true
 	}
 	for _, l := range v.line {
 		s.line[l.oid] = l.base

@@ -211,3 +211,39 @@ func TestClocks(t *testing.T) {
 		}
 	}
 }
+
+// TestOpenCopy is a second conflict about a file whose conflict copy is still
+// there: its bytes go to the copy, and what the user did to the copy meanwhile does
+// not take them away.
+func TestOpenCopy(t *testing.T) {
+	for _, does := range []string{"write f 4", "write f 4; unlink COPY", "write f 4; rename f COPY", "write f 4; write k 5; rename k COPY"} {
+		m, tree, _ := both(t, "both", "create f 0; create k k", "write f 1", "write f 2")
+		two := m.Clients[1]
+		name := ""
+		for n := range two.View.Names {
+			if conflict.IsCopy(n.Name) {
+				name = n.Name
+			}
+		}
+		if name == "" {
+			t.Fatal(tree)
+		}
+		ops(t, m.Clients[0], "write f 3")
+		for _, s := range strings.Split(does, ";") {
+			f := strings.Fields(s)
+			for i := range f {
+				f[i] = strings.ReplaceAll(f[i], "COPY", name)
+			}
+			if err := two.Do(f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := m.Heal(); err != nil {
+			t.Fatal(err)
+		}
+		tree, kept, err := m.Tree(2)
+		if err != nil || !strings.Contains(tree, "f=3") || !strings.Contains(tree, `"=4`) || kept != "2" {
+			t.Errorf("%s: %s, kept %q, %v", does, tree, kept, err)
+		}
+	}
+}

@@ -118,6 +118,7 @@ type Verdict struct {
 	dropped []kml.OID
 	based   []based
 	line    []line
+	unseen  []kml.OID
 	wanted  []Move
 	late    []*kml.Record
 }

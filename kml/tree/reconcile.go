@@ -323,7 +323,7 @@ func (t *Tree) foreignLink(_ context.Context, dirfd int, n Name, o *Object) erro
 }
 
 // foreignRename journals that an object went from one name to another.
-func (t *Tree) foreignRename(_ context.Context, from, to Name, o *Object) error {
+func (t *Tree) foreignRename(ctx context.Context, from, to Name, o *Object) error {
 	defer t.names.lock(from.Parent, to.Parent)()
 	if h, fromGone := t.goneName(o); !fromGone || h != from {
 		return nil // it moved on: look again
@@ -333,8 +333,21 @@ func (t *Tree) foreignRename(_ context.Context, from, to Name, o *Object) error 
 		return mapDirErr(err)
 	}
 	defer ref.release()
-	if h, err := HandleAt(ref.fd, to.Name); err != nil || !o.is(h) {
+	p, _, h, err := lookAtName(ref.fd, to.Name)
+	if err != nil {
 		return ignore(err, syscall.ENOENT)
+	}
+	defer unix.Close(p.fd)
+	if !o.is(h) {
+		return nil
+	}
+	// What was written under the old name comes before the new one: who follows
+	// the log never sees a beginning of it there.
+	if err := t.foreignChange(ctx, p, o.OID, 0); err != nil {
+		return err
+	}
+	if o, err = t.index.Get(o.OID); err != nil {
+		return ignore(err, ErrNotFound)
 	}
 	r := t.record(nil, kml.OpRename)
 	r.OID, r.Parent, r.Name, r.NewParent, r.NewName = o.OID, from.Parent, from.Name, to.Parent, to.Name

@@ -68,6 +68,7 @@ type Replica struct {
 	moved chan struct{}
 
 	deltas   deltas
+	standIns standIns
 	troubles troubles
 	reverted atomic.Int64 // local edits that were undone since the start
 	asides   atomic.Int64 // what was put aside since the start

@@ -163,6 +163,9 @@ func (r *Replica) makeWay(dirfd int, n Name) error {
 		return err
 	}
 	defer unix.Close(p.fd)
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR && r.standIns.is(n, h, true) {
+		return unix.Unlinkat(dirfd, n.Name, 0)
+	}
 	if r.doubt.Load() && st.Mode&unix.S_IFMT != unix.S_IFDIR && r.t.objectFor(&st, h) == nil {
 		return unix.Unlinkat(dirfd, n.Name, 0)
 	}
@@ -229,6 +232,9 @@ func (r *Replica) remove(n Name, oid kml.OID) error {
 	}
 	defer unix.Close(p.fd)
 	if len(o.Handle) == 0 || string(h) != string(o.Handle) {
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR && r.standIns.is(n, h, true) {
+			return unix.Unlinkat(ref.fd, n.Name, 0)
+		}
 		if r.doubt.Load() {
 			return nil // done before the kill, and another object has the name by now
 		}
@@ -293,6 +299,9 @@ func (r *Replica) rename(rec *kml.Record) ([]change, error) {
 	}
 	if rec.Victim != nil && rec.Victim.OID != rec.OID {
 		defer r.t.dirs.forget(rec.Victim.OID)
+	}
+	if o.Attr.Mode&unix.S_IFMT == unix.S_IFREG && !o.Whole && r.kept(to, &o.Attr) {
+		return r.renameLater(from, to, o)
 	}
 	if len(o.Handle) == 0 || !r.kept(to, &o.Attr) {
 		// Not here, or no longer wanted here: only what it replaces goes.
@@ -382,6 +391,24 @@ func (r *Replica) renameAway(from, to Name, rec *kml.Record, o *Object) ([]chang
 		r.lack(o.OID)
 	}
 	return nil, errors.Join(errs...)
+}
+
+// renameLater is a rename of a file whose contents are still on their way: nobody
+// may see under the new name what belongs to no version of it. What is there
+// stands in until they have come.
+func (r *Replica) renameLater(from, to Name, o *Object) ([]change, error) {
+	gone := []change{{oid: o.OID, lacks: true}}
+	if dst, err := r.folder(to.Parent); err == nil {
+		if h, err := HandleAt(dst.fd, to.Name); err == nil {
+			r.standIns.put(to, h)
+		}
+		dst.release()
+	}
+	r.deltas.drop(o.OID)
+	if len(o.Handle) == 0 {
+		return gone, nil
+	}
+	return gone, r.remove(from, o.OID)
 }
 
 // exchange swaps two names.

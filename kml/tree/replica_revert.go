@@ -62,6 +62,9 @@ func (r *Replica) revertLocked(n Name, oid kml.OID, known, wrote bool) error {
 		return nil
 	}
 	obj := r.t.objectFor(&st, h)
+	if obj != nil && r.standIns.is(n, h, false) {
+		return nil
+	}
 	switch {
 	case known && obj != nil && obj.OID == oid:
 		return r.revertChange(ref.fd, n, p, wrote)
@@ -69,7 +72,7 @@ func (r *Replica) revertLocked(n Name, oid kml.OID, known, wrote bool) error {
 		if err := r.moveBack(ref.fd, n, obj); err != nil {
 			return err
 		}
-	case known && r.brought(oid, p, &st, h):
+	case r.standIns.is(n, h, false), known && r.brought(oid, p, &st, h):
 		return nil
 	default:
 		if err := r.setAside(ref.fd, n, "not on the master"); err != nil && !errors.Is(err, syscall.ENOENT) {

@@ -183,6 +183,9 @@ func (r *Replica) replaceName(n Name, from string, o *Object) error {
 	}
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 	known := st.Ino == o.Ino && len(o.Handle) > 0 || r.doubt.Load() && !isDir
+	if h, err := HandleAt(r.stage, from); err == nil && r.standIns.is(n, h, true) && !isDir {
+		return unix.Unlinkat(r.stage, from, 0)
+	}
 	if !known || r.edited(o, &st) {
 		return r.setAsideStaged(from, n, "written here while the master changed it")
 	}

@@ -308,6 +308,10 @@ func (r *Replica) Want(oid kml.OID) (*Want, error) {
 		r.troubles.clear(oid)
 		return nil, nil
 	}
+	if r.wasBrought(o) {
+		r.troubles.clear(oid)
+		return nil, nil
+	}
 	w := &Want{OID: oid, Parent: o.Parent, Path: r.Path(oid), Mode: o.Attr.Mode, Size: o.Attr.Size, Version: o.DataVersion, Here: len(o.Handle) > 0}
 	if w.Base, w.Extents, w.Known = r.deltas.get(oid); !w.Here {
 		w.Known = false
@@ -316,6 +320,28 @@ func (r *Replica) Want(oid kml.OID) (*Want, error) {
 		w.NoFolder = true
 	}
 	return w, nil
+}
+
+// wasBrought looks whether a file that is wanted lies there already: it was
+// brought just before a kill.
+func (r *Replica) wasBrought(o *Object) bool {
+	if o.Attr.Mode&unix.S_IFMT != unix.S_IFREG || o.Attr.Size == 0 {
+		return false
+	}
+	n := Name{o.Parent, o.Name}
+	defer r.t.names.lock(n.Parent)()
+	defer r.t.objs.lock(o.OID)()
+	ref, err := r.folder(n.Parent)
+	if err != nil {
+		return false
+	}
+	defer ref.release()
+	p, st, h, err := lookAtName(ref.fd, n.Name)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(p.fd)
+	return r.t.objectFor(&st, h) == nil && !r.standIns.is(n, h, false) && r.brought(o.OID, p, &st, h)
 }
 
 // OpenHere opens the file that is in the directory for an object, to read, or

@@ -64,10 +64,11 @@ func (r *Replica) trouble(oid kml.OID, path, op string, err error) {
 		}
 		b = &Trouble{OID: oid, Since: now}
 		x.m[oid] = b
-		r.t.logger.Warn("not replicated yet; the rest goes on", "fileset", r.t.dir, "path", path, "op", op, "err", err)
 	}
 	b.Path, b.Op, b.Err, b.Remedy = path, op, err.Error(), remedy(err)
-	b.Tries++
+	if b.Tries++; b.Tries == 3 { // what is being written comes with the next try
+		r.t.logger.Warn("not replicated yet; the rest goes on", "fileset", r.t.dir, "path", path, "op", op, "err", err)
+	}
 }
 
 // remedy is what a person can do about an error.
@@ -164,6 +165,34 @@ func (r *Replica) noteAside(a Aside) error {
 	}
 	_, err = f.Write(append(b, '\n'))
 	return errors.Join(err, f.Close())
+}
+
+// standIns are names that go on holding what was there before, because what
+// belongs there by now is still on its way. They are kept in memory: after a
+// restart such a name is empty until that has come.
+type standIns struct {
+	mu sync.Mutex
+	m  map[Name]string // the handle of what stands in
+}
+
+func (x *standIns) put(n Name, handle []byte) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.m == nil {
+		x.m = make(map[Name]string)
+	}
+	x.m[n] = string(handle)
+}
+
+// is reports whether a name holds a stand-in; end: no longer.
+func (x *standIns) is(n Name, handle []byte, end bool) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	h, ok := x.m[n]
+	if ok && end {
+		delete(x.m, n)
+	}
+	return ok && h == string(handle)
 }
 
 // delta is what is known of the difference between the contents in the

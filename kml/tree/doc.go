@@ -23,4 +23,27 @@
 // version says is damaged: it keeps its version, reading it is EIO, and it is no
 // edit. A copied or restored fileset begins a new epoch at its log's end and
 // finds its objects again by name.
+//
+// # The index
+//
+// Changes stand in memory until a commit covers them and go to the index's file
+// then: after any crash it is as of a position that history still has, and only
+// the records since are applied. When more than some tens of thousands of changes
+// wait, whoever made the last makes a commit; should memory fill up all the same
+// (changes of one caller that holds locks meanwhile), the file gets ahead, and
+// after a crash of the machine is made again.
+//
+// bbolt has no checksums. Each entry has a CRC; the file says how many entries it
+// has and what their CRCs add up to. How its pages hang together is looked at
+// whenever it is opened; all entries are read then when the file is small or the
+// last end was not clean, and else while it is in use. A file that is damaged is
+// put aside, and changes stop until the next start.
+//
+// An index is made again from the checkpoint, which is the whole of it as of a
+// position, every byte covered by a CRC, and the log since; without a checkpoint
+// from the whole log. A checkpoint is written when the log has grown by 64 MiB and
+// by more than the last one's size, and before segments are dropped that it would
+// need. With the index, the checkpoint and the log's beginning all gone, a history
+// begins that is cut off from the one before, and everything in the directory is
+// a new object of it; what is left of the old one is put aside.
 package tree

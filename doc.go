@@ -13,6 +13,7 @@
 //	man                  the manual pages, embedded in the program
 //
 //	cachefs              the client: cache, follow, fill, push
+//	cachefs/conflicts    the open conflicts of a host, with the bytes that are kept
 //	cachefs/merge        two versions of a file joined, by a rule or a program
 //	cachefs/fusefs       any tree as a FUSE mount
 //	p9srv                the 9P server engine; knows no log

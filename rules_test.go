@@ -31,6 +31,7 @@ var arrows = map[string][]string{
 	"internal/node":             {"kml"},
 	"man":                       {},
 	"cachefs":                   {"kml/tree", "kml/conflict", "kml/glob", "kml/feed", "kml/local", "kml", "p9srv/client", "p9srv/wire", "internal/fault"},
+	"cachefs/conflicts":         {"kml/conflict", "kml"},
 	"cachefs/merge":             {},
 	"cachefs/fusefs":            {"kml/tree", "kml", "internal/fault"},
 	"p9srv":                     {"p9srv/wire", "internal/fault"},

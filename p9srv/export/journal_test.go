@@ -272,7 +272,7 @@ func TestRightsThatAreGranted(t *testing.T) {
 			t.Error(e)
 		}
 	}
-	if got := strings.Join(names, " "); got != ". .. kml log feed snapshot oid status clients policy" || err != nil {
+	if got := strings.Join(names, " "); got != ". .. kml log feed snapshot oid status clients policy damaged" || err != nil {
 		t.Fatal(got, err)
 	}
 	for _, flags := range []p9.OpenFlags{p9.ReadWrite, p9.WriteOnly, p9.ReadOnly} {

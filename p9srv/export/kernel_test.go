@@ -22,7 +22,7 @@ m none
 E=/mnt/.mezzo
 cat $E/status
 touch /mnt/hello
-tail -n 1 $E/log
+grep hello $E/log | tail -n 1
 [ "$(wc -c <$E/log)" = "$(stat -c %s $E/log)" ]
 [ "$(wc -c <$E/kml)" = "$(stat -c %s $E/kml)" ]
 cp $E/kml /tmp/kml
@@ -108,7 +108,7 @@ func TestKernel(t *testing.T) {
 	}
 	for _, want := range []string{
 		"role: master\n", `"hello"`, "4750 2 10 981173106\n", "unlinked\n", "data\nmore\n", "\nsame\nbig hello moved \n",
-		"clients feed kml log oid policy reint snapshot stage status \n", "\n5\n", "\nend\n",
+		"clients ctl damaged feed kml log oid policy reint snapshot stage status \n", "\n5\n", "\nend\n",
 	} {
 		if !strings.Contains(r.Stdout, want) {
 			t.Errorf("%q is not in\n%s\n%s", want, r.Stdout, r.Stderr)

@@ -3,7 +3,7 @@
 PREFIX ?= /usr/local
 MANDIR ?= $(PREFIX)/share/man
 
-.PHONY: all test soak lint deps bench bench-9p install uninstall clean
+.PHONY: all test soak lint deps bench bench-9p bench-replicate install uninstall clean
 
 all:
 	go build -o mezzo ./cmd/mezzo
@@ -24,6 +24,11 @@ lint:
 	@f=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$f" ] || { echo "gofmt: $$f"; exit 1; }
 	go vet ./...
 	go tool staticcheck ./...
+
+# Copies beside cp and rsync, on the disk of SCRATCH.
+SCRATCH ?= /tmp
+bench-replicate: all
+	./testscripts/bench_replicate.sh "$$PWD/mezzo" $(SCRATCH)
 
 bench:
 	go test -run '^$$' -bench . -benchmem ./...

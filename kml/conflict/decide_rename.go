@@ -125,7 +125,7 @@ func (d *decider) save(o, x Object, from, at Name, held kml.OID) {
 		d.alias(r.OID, held)
 		d.v.line = append(d.v.line, line{held, victimBase(r)})
 		return
-	case !later:
+	case !later && d.current(o):
 		s := d.stamp(kml.OpStore)
 		s.OID, s.Base = r.OID, d.rebased(r.OID, o, kml.Base{})
 		d.v.Merge = &Merge{Policy: p, OID: held, Mine: d.orig.OID, Base: victimBase(r),
@@ -137,7 +137,13 @@ func (d *decider) save(o, x Object, from, at Name, held kml.OID) {
 // seen reports whether nothing is lost when the object that is moved loses the
 // name: it has another, or its contents are this host's, or those it has seen.
 func (d *decider) seen(o Object) bool {
-	return o.Attr.Nlink > 1 || !isFile(o) || o.Local && !d.w.merged[d.r.OID] || d.s.SameContents(d.orig.OID, d.r.OID)
+	return o.Attr.Nlink > 1 || !isFile(o) || d.current(o)
+}
+
+// current reports whether the contents of the object that is moved are what this
+// host has of it.
+func (d *decider) current(o Object) bool {
+	return o.Local && !d.w.merged[d.r.OID] || d.s.SameContents(d.orig.OID, d.r.OID)
 }
 
 // inside reports whether a folder is another, or in it.

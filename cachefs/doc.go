@@ -44,6 +44,12 @@
 // another reason stays in the tree and the log and is tried again; what does not
 // depend on it overtakes.
 //
+// # Full copies
+//
+// A Replica keeps a plain directory the equal of the master's tree instead of a
+// cache: a snapshot first, then the feed, which one goroutine applies; large
+// contents are fetched by oid, a few at a time. It sends nothing.
+//
 // # States
 //
 //	Disconnected -> CatchingUp -> Connected -> Disconnected ...

@@ -9,6 +9,12 @@
 // files named by oid (an on-demand client). Both are driven by the same records
 // through the same index, and both are an FS, which is what front ends serve.
 //
+// A Replica is a Tree that takes no changes but its master's records: directory,
+// log, index, record by record. Its index has all names and attributes at one
+// position; what the directory could not be given yet stands there as missing,
+// is tried again, and stops nothing else. A record that a kill left undecided is
+// done again: until then (doubt) what lies under its names is taken for its own.
+//
 // # After a crash of the machine
 //
 // A file named running says that a process has the fileset open, and in which

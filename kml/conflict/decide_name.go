@@ -191,7 +191,7 @@ func (d *decider) unlink() error {
 	}
 	d.row(RowRemoved)
 	p := d.p(at)
-	if p.Kind != Master && d.loser(p, r.Time, o.Attr.Mtime) == KeepTheirs {
+	if p.Kind != Master && !o.Local && d.loser(p, r.Time, o.Attr.Mtime) == KeepTheirs {
 		r.VictimBase = d.rebased(held, o, kml.Base{})
 		d.lose(Loss{Row: RowRemoved, OID: held, Name: at, Keep: KeepTheirs, Version: o.DataVersion})
 		d.item(r, BytesNone)

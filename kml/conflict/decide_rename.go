@@ -102,6 +102,10 @@ func (d *decider) save(o, x Object, from, at Name, held kml.OID) {
 		}
 		return &n
 	}
+	if x.Local {
+		d.aside(r, at, held) // both are this host's
+		return
+	}
 	switch d.loser(p, o.Attr.Mtime, x.Attr.Mtime) {
 	case KeepTheirs:
 		d.lose(Loss{Row: RowVictim, OID: r.OID, Name: at, Keep: KeepTheirs, Version: x.DataVersion})

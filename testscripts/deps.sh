@@ -7,7 +7,8 @@ set -u
 # command=package, for each program a test runs
 needs='fusermount3=fuse3 linux.uml=user-mode-linux qemu-system-x86_64=qemu-system-x86
 busybox=busybox-static kmod=kmod cpio=cpio mandoc=mandoc diod=diod setfattr=attr
-setfacl=acl ip=iproute2 git=git'
+setfacl=acl ip=iproute2 git=git perl=perl sqlite3=sqlite3 ed=ed rsync=rsync
+mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs'
 
 PATH=$PATH:/usr/sbin:/sbin
 missing=

@@ -24,7 +24,6 @@ func (a *app) commands() []*cobra.Command {
 		a.replicateCommand(),
 		a.statusCommand(),
 		a.damagedCommand(),
-		a.policyCommand(),
 		a.offlineCommand(),
 		a.onlineCommand(),
 		a.syncCommand(),

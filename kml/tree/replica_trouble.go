@@ -96,7 +96,7 @@ func remedy(err error) string {
 			return c.text
 		}
 	}
-	return "it is tried again; mezzo verify --repair compares with the master"
+	return "it is tried again"
 }
 
 // Troubles are what the directory lacks for a reason, by path, and how many more

@@ -156,7 +156,7 @@ func TestPowerCut(t *testing.T) {
 		kind         string
 		lossy        bool
 		rounds, long int
-	}{{"ext4", false, 8, 150}, {"xfs", false, 8, 150}, {"ext4", true, 2, 100}, {"xfs", true, 2, 100}, {"btrfs", true, 2, 100}} {
+	}{{"ext4", false, 10, 150}, {"xfs", false, 10, 150}, {"ext4", true, 0, 100}, {"xfs", true, 0, 100}, {"btrfs", true, 0, 100}} {
 		name, rounds := where.kind, where.rounds
 		if where.lossy {
 			name += " on a lossy disk"
@@ -165,6 +165,11 @@ func TestPowerCut(t *testing.T) {
 			rounds = where.long
 		}
 		t.Run(name, func(t *testing.T) {
+			if rounds == 0 {
+				// This process serves the disk: killed while it uses it too, it stays until
+				// somebody aborts the FUSE connection.
+				t.Skip("only with -long")
+			}
 			rnd := testutil.Rand(t)
 			var losing *rand.Rand
 			if where.lossy {

@@ -246,8 +246,16 @@ func (f *memfile) Open(flags p9.OpenFlags) (p9.QID, uint32, error) {
 
 var errStrange = io.ErrNoProgress // an error that maps to no errno
 
+// place is where the file is now.
+func (f *memfile) place() (parent *memnode, name string) {
+	f.t.mu.Lock()
+	defer f.t.mu.Unlock()
+	return f.n.parent, f.n.name
+}
+
 func (f *memfile) special(ctx context.Context) error {
-	switch f.n.name {
+	_, name := f.place()
+	switch name {
 	case "block":
 		f.t.blocked <- struct{}{}
 		select {
@@ -522,14 +530,15 @@ type memconc struct {
 func (f *memconc) Concurrent() {}
 
 func (f *memconc) InPlace(p9srv.InPlaceOp) bool {
-	return f.t.kind != "concurrent" && f.n.name != "never"
+	_, name := f.place()
+	return f.t.kind != "concurrent" && name != "never"
 }
 
 func (f *memconc) Bind(ctx context.Context) p9.File { return &memconc{f.memfile, ctx} }
 
 // ReadAt takes its promise back for a file that waits.
 func (f *memconc) ReadAt(p []byte, off int64) (int, error) {
-	if f.ctx == nil && f.n.name == "block" {
+	if _, name := f.place(); f.ctx == nil && name == "block" {
 		return 0, p9srv.ErrWouldBlock
 	}
 	return f.read(f.ctx, p, off)
@@ -577,9 +586,11 @@ func (f *memconc) Remove(context.Context) error {
 	if f.n == f.t.root {
 		return syscall.EBUSY
 	}
-	return (&memfile{t: f.t, n: f.n.parent}).UnlinkAt(f.n.name, flags)
+	parent, name := f.place()
+	return (&memfile{t: f.t, n: parent}).UnlinkAt(name, flags)
 }
 
 func (f *memconc) RenameTo(_ context.Context, name string) error {
-	return f.Rename(&memfile{t: f.t, n: f.n.parent}, name)
+	parent, _ := f.place()
+	return f.Rename(&memfile{t: f.t, n: parent}, name)
 }

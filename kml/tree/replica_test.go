@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -29,7 +30,9 @@ type follower struct {
 	dir    string
 	o      ReplicaOptions
 	inline uint64 // contents up to here come along
-	lacks  []kml.OID
+
+	mu    sync.Mutex // of lacks: the replica looks around by itself, too
+	lacks []kml.OID
 }
 
 func newFollower(t testing.TB, tr *Tree) *follower {
@@ -40,9 +43,29 @@ func newFollower(t testing.TB, tr *Tree) *follower {
 	return f
 }
 
+func (f *follower) lacking(oid kml.OID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lacks = append(f.lacks, oid)
+}
+
+// nextLacking is what was told of first; false when all was brought.
+func (f *follower) nextLacking() (oid kml.OID, more bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.lacks) == 0 {
+		return 0, false
+	}
+	oid, f.lacks = f.lacks[0], f.lacks[1:]
+	return oid, true
+}
+
 func (f *follower) open() {
 	f.t.Helper()
+	f.mu.Lock()
 	f.lacks = nil
+	f.mu.Unlock()
+	f.o.Lack = f.lacking
 	r, err := OpenReplica(f.dir, f.o)
 	if err != nil {
 		f.t.Fatal(err)
@@ -160,13 +183,10 @@ func (f *follower) follow() {
 // bring walks all that the index has and brings what is missing.
 func (f *follower) bring() {
 	f.t.Helper()
-	f.r.lack = func(oid kml.OID) { f.lacks = append(f.lacks, oid) }
 	if err := f.r.lackingBelow(kml.RootOID, 0); err != nil {
 		f.t.Fatal(err)
 	}
-	for len(f.lacks) > 0 {
-		oid := f.lacks[0]
-		f.lacks = f.lacks[1:]
+	for oid, more := f.nextLacking(); more; oid, more = f.nextLacking() {
 		f.bringOne(oid)
 	}
 }
@@ -463,7 +483,6 @@ func TestReplicaReverts(t *testing.T) {
 	ok(t, os.Remove(p("d/two")))
 	ok(t, os.WriteFile(p("new"), []byte("new"), 0o644))
 	ok(t, os.Rename(p("d/e"), p("f")))
-	f.r.lack = func(oid kml.OID) { f.lacks = append(f.lacks, oid) }
 	ok(t, f.r.t.Scan(ctx))
 	f.bring()
 	f.equal()

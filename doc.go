@@ -13,7 +13,8 @@
 //	man                  the manual pages, embedded in the program
 //
 //	cachefs              the client: cache, follow, fill, push
-//	cachefs/conflicts    the open conflicts of a host, with the bytes that are kept
+//	cachefs/conflicts    the open conflicts of a host, with the bytes that are kept;
+//	                     like cachefs/merge made for kml/conflict, and not in use yet
 //	cachefs/merge        two versions of a file joined, by a rule or a program
 //	cachefs/fusefs       any tree as a FUSE mount
 //	p9srv                the 9P server engine; knows no log
@@ -27,7 +28,8 @@
 //	kml/local            a host's own changes that its master has not taken yet
 //	kml/conflict         what becomes of a host's change when the master's tree has
 //	                     moved on: the table, the policies; conflicttest is a
-//	                     master and clients in memory, and the table of tests
+//	                     master and clients in memory, and the table of tests. The
+//	                     client does not go by it yet: cachefs settles by itself
 //	kml/glob             patterns for paths
 //	kml/feed             the frames of feed, snapshot and reintegration
 //	kml/replay           a log without its tree: names, and a plain directory made what it says

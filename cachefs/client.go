@@ -6,12 +6,10 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/mezzofs/mezzo/kml"
-	"github.com/mezzofs/mezzo/kml/conflict"
 	"github.com/mezzofs/mezzo/kml/tree"
 )
 
@@ -96,7 +94,6 @@ type Client struct {
 	push    pusher
 	settled settled // pushLoop's
 	lists   flights
-	rules   atomic.Pointer[conflict.Policies] // see setPolicies
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -143,9 +140,6 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 		return nil, err
 	}
 	if c.notes, err = loadNotes(c.notesPath()); err != nil {
-		return nil, errors.Join(err, c.cache.Close())
-	}
-	if err := c.loadPolicies(); err != nil {
 		return nil, errors.Join(err, c.cache.Close())
 	}
 	used := c.cache.State().Fileset().Upstream != ""

@@ -133,7 +133,6 @@ const (
 	idStatus    = 8
 	idClients   = 9
 	idConflicts = 11
-	idPolicy    = 12
 	idLocal     = 14
 	idCtl       = 15
 )
@@ -157,7 +156,7 @@ func (x ext) nodes() []tree.ExtNode {
 				if err := x.c.mayRead(name, cred, flags); err != nil {
 					return nil, err
 				}
-				return x.c.farOpen(ctx, name, unix.O_RDONLY)
+				return x.c.farOpen(ctx, name)
 			}}
 	}
 	return []tree.ExtNode{
@@ -165,21 +164,8 @@ func (x ext) nodes() []tree.ExtNode {
 		text("local", idLocal, x.c.localText),
 		text("conflicts", idConflicts, x.c.conflictsText),
 		x.ctlNode(),
-		far("kml", idKML, false), far("log", idLog, false), far("clients", idClients, true), x.policy(),
+		far("kml", idKML, false), far("log", idLog, false), far("clients", idClients, true),
 	}
-}
-
-// policy is the master's policy, which may be changed from here.
-func (x ext) policy() tree.ExtNode {
-	return tree.ExtNode{Name: "policy", ID: idPolicy, Mode: unix.S_IFREG | 0o644, Text: true,
-		Size: func(ctx context.Context) (uint64, error) { return x.c.farSize(ctx, "policy") },
-		Open: func(ctx context.Context, cred *tree.Cred, flags int) (tree.ExtHandle, error) {
-			// Who may change it there is whoever runs this client.
-			if err := x.c.mayRead("policy", cred, unix.O_RDONLY); err != nil {
-				return nil, err
-			}
-			return x.c.farOpen(ctx, "policy", flags&(unix.O_ACCMODE|unix.O_TRUNC))
-		}}
 }
 
 // Lookup is tree.Ext's.
@@ -233,7 +219,7 @@ type farHandle struct {
 	f  linkFile
 }
 
-func (c *Client) farOpen(ctx context.Context, name string, flags int) (*farHandle, error) {
+func (c *Client) farOpen(ctx context.Context, name string) (*farHandle, error) {
 	up, err := c.online(ctx)
 	if err != nil {
 		return nil, err
@@ -242,7 +228,7 @@ func (c *Client) farOpen(ctx context.Context, name string, flags int) (*farHandl
 	defer stop()
 	bound, cancel := context.WithTimeout(bound, callTime)
 	defer cancel()
-	f, err := up.calls.Open(bound, flags, name)
+	f, err := up.calls.Open(bound, unix.O_RDONLY, name)
 	if err != nil {
 		return nil, up.down(ctx, err)
 	}
@@ -250,7 +236,7 @@ func (c *Client) farOpen(ctx context.Context, name string, flags int) (*farHandl
 }
 
 func (c *Client) farSize(ctx context.Context, name string) (uint64, error) {
-	h, err := c.farOpen(ctx, name, unix.O_RDONLY)
+	h, err := c.farOpen(ctx, name)
 	if err != nil {
 		return 0, err
 	}
@@ -271,16 +257,8 @@ func (h *farHandle) ReadAt(ctx context.Context, p []byte, off int64) (int, error
 	return n, h.up.down(ctx, err)
 }
 
-// WriteAt is tree.ExtHandle's. The master refuses it where the file is not for
-// writing.
-func (h *farHandle) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
-	bound, stop := h.up.bind(ctx)
-	defer stop()
-	bound, cancel := context.WithTimeout(bound, callTime)
-	defer cancel()
-	n, err := h.f.WriteAt(bound, p, off)
-	return n, h.up.down(ctx, err)
-}
+// WriteAt is tree.ExtHandle's.
+func (h *farHandle) WriteAt(context.Context, []byte, int64) (int, error) { return 0, syscall.EBADF }
 
 // Attr is tree.ExtHandle's.
 func (h *farHandle) Attr() (tree.Attr, bool) { return tree.Attr{}, false }

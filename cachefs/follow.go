@@ -58,9 +58,6 @@ func (c *Client) apply(r *kml.Record, buf []byte) ([]byte, error) {
 	if own != nil {
 		c.returned(own, r.Pos)
 	}
-	if r.Op == kml.OpMark && r.Mark == kml.MarkPolicy {
-		c.setPolicies(r.Value)
-	}
 	c.mu.Lock()
 	c.end = max(c.end, r.Pos)
 	c.heard = c.o.Now()

@@ -122,8 +122,6 @@ func (m MarkKind) String() string {
 		return "site"
 	case MarkNote:
 		return "note"
-	case MarkPolicy:
-		return "policy"
 	}
 	return "mark" + strconv.Itoa(int(m))
 }

@@ -118,8 +118,8 @@ func (j *Journal) run(f func()) bool {
 	return true
 }
 
-// Numbers of the entries: parts of inode numbers, so they never change. 10 and 11
-// are kept for permit and conflicts.
+// Numbers of the entries: parts of inode numbers, so they never change. 10 to 12
+// are kept for permit, conflicts and policy.
 const (
 	idKML = 1 + iota
 	idLog
@@ -131,7 +131,6 @@ const (
 	idStatus
 	idClients
 
-	idPolicy  = 12
 	idCtl     = 13
 	idDamaged = 14
 
@@ -163,7 +162,6 @@ func (j *Journal) entries() []entry {
 		{RightFollow, tree.ExtNode{Name: "oid", ID: idOID, Mode: folder | 0o555, Dir: versionDir{j}}},
 		{RightRead, tree.ExtNode{Name: "status", ID: idStatus, Mode: file | 0o444, Text: true, Size: textSize(j.status), Open: j.openText(RightRead, "status", j.status)}},
 		{RightFollow, tree.ExtNode{Name: "clients", ID: idClients, Mode: file | 0o444, Text: true, Size: textSize(j.clientLines), Open: j.openText(RightFollow, "clients", j.clientLines)}},
-		{RightFollow, tree.ExtNode{Name: "policy", ID: idPolicy, Mode: file | 0o644, Text: true, Size: textSize(j.t.Policy), Open: j.openPolicy}},
 		{RightFollow, tree.ExtNode{Name: "damaged", ID: idDamaged, Mode: file | 0o444, Text: true, Size: textSize(j.t.DamagedText), Open: j.openText(RightFollow, "damaged", j.t.DamagedText)}},
 		{RightAdmin, tree.ExtNode{Name: "ctl", ID: idCtl, Mode: file | 0o200, Open: j.openCtl}},
 	}

@@ -61,10 +61,10 @@ const (
 	// settleTime is how long a file must rest from being written before it is
 	// looked at without having been closed.
 	settleTime = time.Second
-	// gatherTime is how long events gather before they are taken. The tree's own
-	// changes make some, too: each would wake somebody who waits for it, which
-	// costs more than the change. The queue has room for more than a million a
-	// second.
+	// gatherTime is how long events gather after some were taken; the first ones
+	// after a rest are taken at once. The tree's own changes make some, too: each
+	// would wake somebody who waits for it, which costs more than the change. The
+	// queue has room for more than a million a second.
 	gatherTime = 10 * time.Millisecond
 	// arriveTime is how long a name that went waits, for what it held to be
 	// seen elsewhere.
@@ -267,6 +267,7 @@ func (w *watcher) read() {
 	buf := make([]byte, 256<<10)
 	pause := time.NewTimer(0)
 	defer pause.Stop()
+	var taken time.Time // when there were events last
 	for {
 		n, err := unix.Read(w.fd, buf)
 		switch {
@@ -286,11 +287,12 @@ func (w *watcher) read() {
 			}
 			return
 		}
-		pause.Reset(gatherTime)
+		pause.Reset(gatherTime - time.Since(taken))
 		select {
 		case <-pause.C:
 		case <-w.t.ctx.Done():
 		}
+		taken = time.Now()
 	}
 }
 

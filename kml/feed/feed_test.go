@@ -31,6 +31,7 @@ func messages() []Message {
 		&Hello{Version: Version, Host: "laptop", Known: 4},
 		&Welcome{Version: Version, Site: 3, Key: "abcd", LastSeq: 4, MaxCounter: 9, Position: p},
 		&Batch{7, []*kml.Record{rec(kml.OpCreate, "x"), rec(kml.OpMkdir, "y")}},
+		&Contents{8, []byte("small")},
 		&Result{7, []Outcome{{4, Applied, p, 0, ""}, {5, Refused, 0, 13, "permission denied"}}},
 	}
 }

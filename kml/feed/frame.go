@@ -14,7 +14,7 @@ const Version = 1
 // Limits, in bytes.
 const (
 	MaxPayload = 1 << 20   // of one frame
-	MaxInline  = 512 << 10 // of contents in a RecordData or EntryData
+	MaxInline  = 512 << 10 // of contents in a RecordData, EntryData or Contents
 	MaxLine    = 256       // of a request line
 	headLen    = 5
 )
@@ -49,6 +49,7 @@ const (
 	KindBatch      Kind = 12
 	KindResult     Kind = 13
 	KindEntryData  Kind = 14
+	KindContents   Kind = 15
 
 	KindOptional Kind = 128 // from here on a frame may be skipped
 )
@@ -178,6 +179,8 @@ func newMessage(k Kind) Message {
 		return new(Batch)
 	case KindResult:
 		return new(Result)
+	case KindContents:
+		return new(Contents)
 	}
 	return nil
 }

@@ -119,6 +119,13 @@ type Batch struct {
 	Records []*kml.Record
 }
 
+// Contents are the small contents of a store, before the Batch with its record:
+// an upload without a file of its own.
+type Contents struct {
+	Seq  uint64 // the record's number at its site
+	Data []byte
+}
+
 // Status is what became of a record.
 type Status uint8
 
@@ -175,6 +182,7 @@ func (*Hello) kind() Kind      { return KindHello }
 func (*Welcome) kind() Kind    { return KindWelcome }
 func (*Batch) kind() Kind      { return KindBatch }
 func (*Result) kind() Kind     { return KindResult }
+func (*Contents) kind() Kind   { return KindContents }
 
 func appendJSON(b []byte, v any) ([]byte, error) {
 	j, err := json.Marshal(v)
@@ -370,6 +378,24 @@ func AppendBatch(dst []byte, id uint64, frozen ...[]byte) ([]byte, error) {
 		b = append(b, f...)
 	}
 	return endFrame(b, len(dst))
+}
+
+// AppendContents appends a Contents frame.
+func AppendContents(dst []byte, seq uint64, data []byte) ([]byte, error) {
+	b := le.AppendUint64(beginFrame(dst, KindContents), seq)
+	return endFrame(append(b, data...), len(dst))
+}
+
+func (m *Contents) append(b []byte) ([]byte, error) {
+	return append(le.AppendUint64(b, m.Seq), m.Data...), nil
+}
+
+func (m *Contents) parse(b []byte) error {
+	if err := need(b, 8); err != nil {
+		return err
+	}
+	m.Seq, m.Data = le.Uint64(b), append([]byte{}, b[8:]...)
+	return nil
 }
 
 // AppendRaw appends a Record frame, or with data a RecordData frame, of a

@@ -348,6 +348,80 @@ func TestUploads(t *testing.T) {
 	}
 }
 
+// TestContentsInTheStream: small contents come before their batch, and what is
+// wrong with them is their record's outcome.
+func TestContentsInTheStream(t *testing.T) {
+	m := newMaster(t, JournalOptions{StageQuota: 10})
+	root := m.serve(t)
+	s := enter(t, root, feed.Hello{})
+	oid := kml.MakeOID(s.Site, 100)
+	s.send(&feed.Contents{Seq: 2, Data: []byte("abc")})
+	out := s.apply(s.mkfile(100, "f"), s.store(2, oid, kml.Base{Seq: 100}, "abc"))
+	if out[0].Status != feed.Applied || out[1].Status != feed.Applied {
+		t.Fatalf("%+v", out)
+	}
+	if b, err := os.ReadFile(filepath.Join(m.dir, "f")); string(b) != "abc" || err != nil {
+		t.Fatal(string(b), err)
+	}
+	if n := m.j.stage.used(); n != 0 {
+		t.Error(n, "bytes left in the stage")
+	}
+	s.upload(7, "12345")
+	s.send(&feed.Contents{Seq: 3, Data: []byte("0123456789")})
+	if o := s.apply(s.store(3, oid, kml.Base{Seq: 2}, "0123456789"))[0]; o.Status != feed.Refused || o.Errno != uint32(syscall.EDQUOT) {
+		t.Fatalf("%+v", o)
+	}
+	s.send(&feed.Contents{Seq: 4, Data: []byte("other")})
+	if o := s.apply(s.store(4, oid, kml.Base{Seq: 2}, "byte"))[0]; o.Status != feed.Refused || o.Errno != uint32(syscall.EINVAL) {
+		t.Fatalf("%+v", o)
+	}
+}
+
+// TestUploadOfOldConnection: what a connection that was given up still brings
+// does not get into an upload that a newer session goes on with.
+func TestUploadOfOldConnection(t *testing.T) {
+	m := newMaster(t, JournalOptions{})
+	s := enter(t, m.serve(t), feed.Hello{})
+	oid := kml.MakeOID(s.Site, 100)
+	d := walk(t, s.root, tree.ExtDirName, "stage")
+	f, _, _, err := d.Create(upload{s.Site, 2}.name(), p9.ReadWrite, 0o600, p9.NoUID, p9.NoGID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("ab"), 0); err != nil {
+		t.Fatal(err)
+	}
+	n := enter(t, m.serve(t), feed.Hello{Site: s.Site, Key: s.Key})
+	if n.Site != s.Site {
+		t.Fatal(n.Site)
+	}
+	g := walk(t, n.root, tree.ExtDirName, "stage", upload{s.Site, 2}.name())
+	if _, _, err := g.Open(p9.ReadWrite); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("xxx"), 0); !is(err, syscall.ESTALE) {
+		t.Fatal(err)
+	}
+	if _, err := g.WriteAt([]byte("c"), 2); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if o := n.apply(n.mkfile(100, "f"), n.store(2, oid, kml.Base{Seq: 100}, "abc"))[1]; o.Status != feed.Applied {
+		t.Fatalf("%+v", o)
+	}
+	if _, err := f.WriteAt([]byte("xxx"), 0); !is(err, syscall.ESTALE) {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(m.dir, "f")); string(b) != "abc" || err != nil {
+		t.Fatal(string(b), err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestWriteSentAgain sends bytes twice, as who has flushed a write may have to.
 func TestWriteSentAgain(t *testing.T) {
 	m := newMaster(t, JournalOptions{})

@@ -21,6 +21,8 @@ type reintSession struct {
 	key   []byte // hash of what Welcome gave
 	used  bool   // the client has shown that it kept the key
 	ended chan struct{}
+	// bad says why contents that came in the stream could not be kept.
+	bad map[uint64]error
 }
 
 // serve ends with an error, whatever ends it.
@@ -41,6 +43,10 @@ func (s *reintSession) serve() error {
 		if err != nil {
 			return err
 		}
+		if small, ok := m.(*feed.Contents); ok {
+			s.keep(small)
+			continue
+		}
 		batch, ok := m.(*feed.Batch)
 		if !ok {
 			return fmt.Errorf("%T where a batch is due: %w", m, feed.ErrFrame)
@@ -57,6 +63,28 @@ func (s *reintSession) serve() error {
 		}
 	}
 }
+
+// keep puts contents that came in the stream into the stage. Its record hears
+// what is wrong.
+func (s *reintSession) keep(c *feed.Contents) {
+	err := error(syscall.EINVAL)
+	if c.Seq > 0 && len(c.Data) <= feed.MaxInline {
+		err = s.h.j.stage.put(upload{s.site, c.Seq}, c.Data)
+	}
+	switch {
+	case err == nil:
+		delete(s.bad, c.Seq)
+	case len(s.bad) < maxBad:
+		if s.bad == nil {
+			s.bad = make(map[uint64]error)
+		}
+		s.bad[c.Seq] = err
+	}
+}
+
+// maxBad bounds the reasons that are kept for records that may never come; those
+// beyond it find nothing in the stage.
+const maxBad = 1 << 12
 
 // newKey is a secret for a client and the hash of it that the master keeps.
 func newKey() (secret string, hash []byte) {
@@ -109,6 +137,7 @@ func (s *reintSession) welcome(hello *feed.Hello) error {
 	if err != nil {
 		return err
 	}
+	h.j.stage.fence(site.ID)
 	if site.ID == hello.Site {
 		h.j.stage.acknowledged(site.ID, hello.Known)
 		if err := t.Forget(site.ID, hello.Known); err != nil {
@@ -209,6 +238,10 @@ func (s *reintSession) one(r *kml.Record) feed.Outcome {
 	}
 	u, path := upload{s.site, r.Origin.Seq}, ""
 	if r.Op == kml.OpStore {
+		if err := s.bad[r.Origin.Seq]; err != nil {
+			delete(s.bad, r.Origin.Seq)
+			return refuse(fmt.Errorf("contents not kept: %w", err))
+		}
 		var err error
 		if path, err = s.h.j.stage.take(u); err != nil {
 			return refuse(err)

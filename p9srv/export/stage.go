@@ -52,6 +52,9 @@ type stage struct {
 type staged struct {
 	size int64
 	open int // handles that may write
+	gen  int // handles of an older one may not any more
+
+	wmu sync.RWMutex // held while a piece is written; before stage.mu
 }
 
 // maxSize is the largest size of a file on any file system of Linux, in bytes.
@@ -127,7 +130,7 @@ func (s *stage) open(u upload, flags int) (*stageHandle, error) {
 		f = &staged{}
 		s.files[u] = f
 	}
-	h := &stageHandle{s: s, u: u, f: fd, st: f, writes: flags&unix.O_ACCMODE != unix.O_RDONLY}
+	h := &stageHandle{s: s, u: u, f: fd, st: f, gen: f.gen, writes: flags&unix.O_ACCMODE != unix.O_RDONLY}
 	if h.writes {
 		f.open++
 		if flags&unix.O_TRUNC != 0 {
@@ -141,6 +144,41 @@ func (s *stage) open(u upload, flags int) (*stageHandle, error) {
 		}
 	}
 	return h, nil
+}
+
+// put makes an upload of contents that are here.
+func (s *stage) put(u upload, data []byte) error {
+	h, err := s.open(u, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC)
+	if err != nil {
+		return err
+	}
+	if len(data) > 0 {
+		// Who sent it does not wait.
+		_, err = h.WriteAt(context.Background(), data, 0)
+	}
+	if err = errors.Join(err, h.Close()); err != nil {
+		err = errors.Join(err, s.remove(u)) // it takes no room from others
+	}
+	return err
+}
+
+// fence shuts the handles of a site's uploads: those of a connection that its
+// client has given up may be heard of much later.
+func (s *stage) fence(site kml.SiteID) {
+	for _, u := range s.of(func(id kml.SiteID) bool { return id == site }) {
+		s.mu.Lock()
+		f := s.files[u]
+		s.mu.Unlock()
+		if f == nil {
+			continue
+		}
+		f.wmu.Lock() // what is being written gets there before
+		s.mu.Lock()
+		f.gen++
+		f.open = 0
+		s.mu.Unlock()
+		f.wmu.Unlock()
+	}
 }
 
 // remove drops an upload.
@@ -205,9 +243,13 @@ func (s *stage) of(site func(kml.SiteID) bool) []upload {
 
 // grow reserves room up to size; EDQUOT when all uploads together would have too
 // much. One alone may have any size: it could never be sent otherwise.
-func (s *stage) grow(f *staged, size int64) error {
+func (s *stage) grow(h *stageHandle, size int64) error {
+	f := h.st
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if h.gen != f.gen || s.files[h.u] != f {
+		return syscall.ESTALE
+	}
 	if more := size - f.size; more > 0 {
 		if s.bytes+more > s.quota && s.bytes > f.size {
 			return syscall.EDQUOT
@@ -224,6 +266,7 @@ type stageHandle struct {
 	u      upload
 	f      *os.File
 	st     *staged
+	gen    int
 	writes bool
 }
 
@@ -241,7 +284,9 @@ func (h *stageHandle) WriteAt(_ context.Context, p []byte, off int64) (int, erro
 	if off < 0 || off > maxSize-int64(len(p)) {
 		return 0, syscall.EFBIG
 	}
-	if err := h.s.grow(h.st, off+int64(len(p))); err != nil {
+	h.st.wmu.RLock()
+	defer h.st.wmu.RUnlock()
+	if err := h.s.grow(h, off+int64(len(p))); err != nil {
 		return 0, err
 	}
 	return h.f.WriteAt(p, off)
@@ -262,7 +307,9 @@ func (h *stageHandle) Attr() (tree.Attr, bool) { return tree.Attr{}, false }
 func (h *stageHandle) Close() error {
 	if h.writes {
 		h.s.mu.Lock()
-		h.st.open--
+		if h.gen == h.st.gen {
+			h.st.open--
+		}
 		h.s.mu.Unlock()
 	}
 	return h.f.Close()

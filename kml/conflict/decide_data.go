@@ -9,15 +9,13 @@ import (
 
 func (d *decider) store() error {
 	r := d.r
-	if c, ok := d.w.copies[r.OID]; ok {
-		r.OID, r.Base = c, kml.Base{}
+	if c, ok := d.w.copies[d.orig.OID]; ok {
 		if o, ok := d.s.Object(c); ok {
-			r.Base = d.rebased(c, o, kml.Base{})
+			r.OID, r.Base = c, d.rebased(c, o, kml.Base{})
 			d.item(r, BytesOwn)
 			d.row(RowData)
 			return nil
 		}
-		r.OID, r.Base = d.orig.OID, d.orig.Base
 	}
 	o, ok := d.s.Object(r.OID)
 	if !ok {
@@ -148,7 +146,7 @@ func (d *decider) copyOf(o Object, at Name) error {
 				d.lose(Loss{Row: RowData, OID: c, Name: at, Keep: KeepTheirs, Version: k.DataVersion})
 				r.OID, r.Base, r.Extents = c, d.rebased(c, k, kml.Base{}), nil
 				d.item(r, BytesOwn)
-				d.v.Copy = &Copy{of, c}
+				d.v.Copy = &Copy{of, d.orig.OID, c}
 				d.v.unseen = append(d.v.unseen, c)
 				d.lose(Loss{Row: RowData, OID: of, Other: c, Name: at})
 				return nil
@@ -168,7 +166,7 @@ func (d *decider) copyOf(o Object, at Name) error {
 	r.OID, r.Base, r.Extents = oid, kml.Base{}, nil
 	r.Flags |= kml.FlagConflict
 	d.item(r, BytesOwn)
-	d.v.Copy = &Copy{of, oid}
+	d.v.Copy = &Copy{of, d.orig.OID, oid}
 	d.lose(Loss{Row: RowData, OID: of, Other: oid, Name: at})
 	return nil
 }

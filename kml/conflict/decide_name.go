@@ -77,9 +77,8 @@ func (d *decider) aside(r *kml.Record, at Name, held kml.OID) {
 // master's: what is written to another one may go to it.
 func (d *decider) lone(held kml.OID, o Object) bool {
 	_, line := d.w.line[held]
-	_, copied := d.w.copies[held]
 	_, based := d.w.based[held]
-	return !o.Local && !line && !copied && !based && !d.s.Later(d.orig, held)
+	return !o.Local && !line && !d.w.copied[held] && !based && !d.s.Later(d.orig, held)
 }
 
 func (d *decider) alias(from, to kml.OID) {
@@ -208,7 +207,7 @@ func (d *decider) mayGo(oid kml.OID, o Object) bool {
 	if v := d.r.Victim; v != nil && v.Attr.Nlink > 1 && o.Local {
 		return false
 	}
-	if v := d.orig.Victim; v != nil && d.w.copies[d.w.is(v.OID)] == oid {
+	if v := d.orig.Victim; v != nil && d.w.copies[v.OID] == oid {
 		return true // what was removed here is what went to the copy
 	}
 	return d.holds(oid, o, victimBase(d.r))

@@ -50,7 +50,7 @@ func (d *decider) rename() error {
 // over settles a rename to a name that holds something.
 func (d *decider) over(o Object, from, at Name, held kml.OID) error {
 	r := d.r
-	if d.w.copies[r.OID] == held {
+	if d.w.copies[d.orig.OID] == held {
 		d.row(RowSame) // what was written here is at that name already
 		return nil
 	}

@@ -20,13 +20,12 @@
 //
 //	Items empty          the change is dropped
 //	Items                the records that stand in its place, in order; Bytes says
-//	                     where the contents of each store come from
 //	                     where the contents of each store come from. A store that
 //	                     follows the item that makes its object has no base: it is
 //	                     made against that item
 //	Aliases              two objects became one: handles on From are on To now
 //	Moves                what was made or moved here has a conflict name
-//	Copy                 the bytes of Of went to the object OID: so do its handles
+//	Copy                 the bytes of Here went to the object OID: so do its handles
 //	Merge                try to merge contents first; with a result its Items
 //	                     stand, call Settler.Merged, and nothing is lost; else
 //	                     those of the verdict

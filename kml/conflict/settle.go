@@ -25,7 +25,8 @@ type Settler struct {
 
 	alias   map[kml.OID]kml.OID
 	moved   map[place]Name
-	copies  map[kml.OID]kml.OID
+	copies  map[kml.OID]kml.OID // by the object here, as it was before it became another
+	copied  map[kml.OID]bool    // objects of the master's that have such a copy
 	dropped map[kml.OID]bool
 	based   map[kml.OID]kml.Position
 	line    map[kml.OID]kml.Base
@@ -77,6 +78,13 @@ func (s *Settler) Settle(r *kml.Record) (*Verdict, error) {
 // was joined has bytes in it that nobody here has seen.
 func (s *Settler) Merged(v *Verdict) {
 	s.init()
+	if v.Copy != nil {
+		delete(s.copies, v.Copy.Here)
+		delete(s.copied, v.Copy.Of)
+	}
+	for _, oid := range v.unseen {
+		delete(s.merged, oid)
+	}
 	for _, it := range v.Merge.Items {
 		if it.Bytes == BytesMerged {
 			s.merged[it.Rec.OID] = true
@@ -91,6 +99,7 @@ func (s *Settler) init() {
 	s.alias = make(map[kml.OID]kml.OID)
 	s.moved = make(map[place]Name)
 	s.copies = make(map[kml.OID]kml.OID)
+	s.copied = make(map[kml.OID]bool)
 	s.dropped = make(map[kml.OID]bool)
 	s.based = make(map[kml.OID]kml.Position)
 	s.merged = make(map[kml.OID]bool)
@@ -133,7 +142,7 @@ func (s *Settler) rewrite(r *kml.Record) *kml.Record {
 		n.NewParent, n.NewName = to.Parent, to.Name
 	}
 	// What was written here went to a copy: that is what is replaced.
-	if c, ok := s.copies[v.OID]; ok && n.Flags&kml.FlagExchange == 0 {
+	if c, ok := s.copies[r.Victim.OID]; ok && n.Flags&kml.FlagExchange == 0 {
 		if at, ok := s.Tree.Name(c); ok {
 			n.NewParent, n.NewName = at.Parent, at.Name
 			n.Victim, n.VictimBase = &kml.Victim{OID: c, Attr: v.Attr}, kml.Base{}
@@ -162,7 +171,7 @@ func (s *Settler) remember(r, mine *kml.Record, v *Verdict) {
 		s.moved[place{m.OID, m.From}] = m.To
 	}
 	if v.Copy != nil {
-		s.copies[v.Copy.Of] = v.Copy.OID
+		s.copies[v.Copy.Here], s.copied[v.Copy.Of] = v.Copy.OID, true
 	}
 	for _, oid := range v.dropped {
 		s.dropped[oid] = true

@@ -61,8 +61,10 @@ type Move struct {
 	From, To Name
 }
 
-// Copy is contents that went to another object.
-type Copy struct{ Of, OID kml.OID }
+// Copy is contents that went to another object: OID is the conflict copy of Of,
+// the master's. Here is the object that they were written to here: Of, or one that
+// became Of by an alias. Handles on it go with the bytes.
+type Copy struct{ Of, Here, OID kml.OID }
 
 // Side is whose value is kept in conflicts.
 type Side uint8

@@ -69,6 +69,11 @@ func (h *history) play(steps int) error {
 			h.log = append(h.log, fmt.Sprintf("%s: %s", h.cs[i].name, op))
 		}
 	}
+	return h.heal()
+}
+
+// heal syncs everybody, and checks.
+func (h *history) heal() error {
 	for range 2 {
 		for i := range h.cs {
 			if err := h.sync(i); err != nil {
@@ -132,4 +137,43 @@ func TestRandom(t *testing.T) {
 			t.Errorf("no verdict of row %s", r)
 		}
 	}
+}
+
+// TestElsewhere plays histories in which what this host made at a name becomes an
+// object of the master's that this host has under another name, and then replaces
+// there: what was written at the first name stays.
+func TestElsewhere(t *testing.T) {
+	for _, steps := range []string{
+		"2 mkdir c; 1 mkdir b; 1 create a w1.; 2 create c/a w2.; 1 sync; 1 rename a d; 2 sync; 1 rename d b/c; 2 create b/c w3.; 2 rename c/a a; 1 sync",
+		"2 create b w1.; 1 symlink d to1; 1 sync; 2 mkdir c; 2 sync; 1 sync; 1 create c/b w2.; 1 exchange c/b b; 2 create c/b w3.; 1 sync; 2 rename d b; 1 sync",
+	} {
+		for _, kind := range []conflict.Kind{conflict.Append, conflict.Exec} {
+			for _, only := range []bool{false, true} {
+				h := newHistory(testutil.Rand(t), 2, only, conflict.Policy{Kind: kind, Program: "join"})
+				for _, c := range h.cs {
+					c.Merge = nil
+				}
+				if err := h.script(steps); err != nil {
+					t.Errorf("%v: %v\n%s", kind, err, strings.Join(h.log, "\n"))
+				}
+			}
+		}
+	}
+}
+
+// script plays steps: a host's number and an operation, or sync; and heals.
+func (h *history) script(steps string) error {
+	for _, op := range parseOps(steps) {
+		i := int(op[0][0] - '1')
+		if op[1] == "sync" {
+			if err := h.sync(i); err != nil {
+				return err
+			}
+			continue
+		}
+		if done, err := h.u.Play(h.cs[i], op[1:]); err != nil || !done {
+			return fmt.Errorf("%s: %v, %w", op, done, err)
+		}
+	}
+	return h.heal()
 }

@@ -76,15 +76,24 @@ func (u *User) Act(c *Client) (Op, error) {
 	default:
 		op = append(op, u.path(c), "user.x", strconv.Itoa(10*u.Salt+u.Rand.IntN(3)))
 	}
+	done, err := u.Play(c, op)
+	if !done {
+		return nil, err
+	}
+	return op, nil
+}
+
+// Play makes a given operation; done is false when it could not be made.
+func (u *User) Play(c *Client, op Op) (done bool, err error) {
 	before, names := contents(c.View), maps.Clone(c.View.Names)
 	if !possible(c, op) {
-		return nil, nil
+		return false, nil
 	}
 	if err := c.Do(op); err != nil {
 		if errors.Is(err, errStale) || errors.Is(err, syscall.EEXIST) || errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENOTDIR) {
-			return nil, nil // a user is told so
+			return false, nil // a user is told so
 		}
-		return nil, err
+		return false, err
 	}
 	after := contents(c.View)
 	for n, oid := range names {
@@ -108,7 +117,7 @@ func (u *User) Act(c *Client) (Op, error) {
 			u.Wanted[d] = true
 		}
 	}
-	return op, nil
+	return true, nil
 }
 
 // moved reports whether an operation took a name from its object by moving it.

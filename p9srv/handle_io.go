@@ -51,26 +51,35 @@ func (c *call) create() error {
 	if err := m.Decode(c.body); err != nil {
 		return err
 	}
-	if err := checkName(m.Name); err != nil {
-		return err
-	}
-	sl := c.a
-	if sl.opened {
-		return syscall.EBUSY
-	}
-	if err := checkFolder(sl); err != nil {
+	if err := c.creatable(m.Name); err != nil {
 		return err
 	}
 	f, pl, q, iounit, err := c.createFile(&m)
 	if err != nil {
 		return err
 	}
-	from := sl.fidState
-	_ = closeFile(c.s.ctx, from.file, from.place)
-	sl.set(f, pl, &from, q)
-	sl.opened, sl.flags = true, m.Flags
+	c.become(f, pl, q)
+	c.a.opened, c.a.flags = true, m.Flags
 	c.out = (&wire.Rlcreate{QID: q, IOUnit: iounit}).Append(c.out, c.tag)
 	return nil
+}
+
+// creatable says whether the fid is a folder in which name can be made.
+func (c *call) creatable(name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	if c.a.opened {
+		return syscall.EBUSY
+	}
+	return checkFolder(c.a)
+}
+
+// become makes the fid one of what was made in its folder.
+func (c *call) become(f p9.File, pl *place, q p9.QID) {
+	from := c.a.fidState
+	_ = closeFile(c.s.ctx, from.file, from.place)
+	c.a.set(f, pl, &from, q)
 }
 
 func (c *call) createFile(m *wire.Tlcreate) (p9.File, *place, p9.QID, uint32, error) {

@@ -74,15 +74,8 @@ func (c *call) link() error {
 	if err := m.Decode(c.body); err != nil {
 		return err
 	}
-	switch {
-	case !c.b.live || c.b.xattr != nil:
-		return syscall.EBADF
-	case c.b.isDir():
-		return syscall.EPERM
-	case c.b.gone():
-		return syscall.ENOENT
-	case !sameTree(c.a, c.b):
-		return syscall.EXDEV
+	if err := c.linkable(); err != nil {
+		return err
 	}
 	return c.inFolder(m.Name, func(dir p9.File) error {
 		err := dir.Link(c.b.file, m.Name)
@@ -91,6 +84,21 @@ func (c *call) link() error {
 		}
 		return err
 	})
+}
+
+// linkable says whether what c.b is may have one more name, in c.a.
+func (c *call) linkable() error {
+	switch {
+	case c.b == nil || !c.b.live || c.b.xattr != nil:
+		return syscall.EBADF
+	case c.b.isDir():
+		return syscall.EPERM
+	case c.b.gone():
+		return syscall.ENOENT
+	case !sameTree(c.a, c.b):
+		return syscall.EXDEV
+	}
+	return nil
 }
 
 // sameTree says that two fids may be arguments of one operation.
@@ -206,6 +214,18 @@ func (c *call) rename() error {
 	return nil
 }
 
+// entry is the folder that has the object of a fid, and its name there. The tree's
+// names are locked.
+func (sl *fidState) entry() (dir *place, name string, err error) {
+	switch {
+	case sl.gone():
+		return nil, "", syscall.ENOENT
+	case sl.place.parent == nil || sl.place.node == sl.top:
+		return nil, "", syscall.EBUSY
+	}
+	return sl.place.parent, sl.place.node.name, nil
+}
+
 func (c *call) renameFid(name string) error {
 	f, to := c.a, c.b
 	switch {
@@ -226,14 +246,10 @@ func (c *call) renameFid(name string) error {
 	if err := checkFolder(to); err != nil {
 		return err
 	}
-	parent := f.place.parent
-	switch {
-	case f.gone():
-		return syscall.ENOENT
-	case parent == nil || f.place.node == f.top:
-		return syscall.EBUSY
+	parent, old, err := f.entry()
+	if err != nil {
+		return err
 	}
-	old := f.place.node.name
 	if parent.into(old, to.place) {
 		return syscall.EINVAL
 	}
@@ -290,14 +306,10 @@ func (c *call) removeFid() error {
 	t := f.place.tree
 	t.names.Lock()
 	defer t.names.Unlock()
-	parent := f.place.parent
-	switch {
-	case f.gone():
-		return syscall.ENOENT
-	case parent == nil || f.place.node == f.top:
-		return syscall.EBUSY
+	parent, name, err := f.entry()
+	if err != nil {
+		return err
 	}
-	name := f.place.node.name
 	flags := uint32(0)
 	if f.isDir() {
 		flags = wire.UnlinkRemoveDir

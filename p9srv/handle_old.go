@@ -137,14 +137,7 @@ func (c *call) oldCreate() error {
 	if err := m.Decode(c.body); err != nil {
 		return err
 	}
-	if err := checkName(m.Name); err != nil {
-		return err
-	}
-	sl := c.a
-	if sl.opened {
-		return syscall.EBUSY
-	}
-	if err := checkFolder(sl); err != nil {
+	if err := c.creatable(m.Name); err != nil {
 		return err
 	}
 	var q p9.QID
@@ -184,11 +177,10 @@ func (c *call) oldCreateFile(m *wire.Tcreate) (p9.QID, uint32, error) {
 	if err != nil {
 		return p9.QID{}, 0, err
 	}
-	from := sl.fidState
-	_ = closeFile(c.s.ctx, from.file, from.place)
-	sl.set(f, pl, &from, q)
+	path := sl.old.stepped([]string{m.Name})
+	c.become(f, pl, q)
 	sl.opened, sl.flags = true, flags
-	sl.old = oldState{path: from.old.stepped([]string{m.Name}), rclose: m.Mode&wire.OpenRClose != 0}
+	sl.old = oldState{path: path, rclose: m.Mode&wire.OpenRClose != 0}
 	return q, iounit, nil
 }
 
@@ -211,10 +203,9 @@ func (c *call) oldCreateSpecial(m *wire.Tcreate) (p9.QID, error) {
 	if err := w.missed([]string{m.Name}); err != nil {
 		return p9.QID{}, fmt.Errorf("%q was made, and cannot be walked to: %w", m.Name, again(err))
 	}
-	from := sl.fidState
-	_ = closeFile(c.s.ctx, from.file, from.place)
-	sl.set(w.file, w.place, &from, w.qid)
-	sl.old = oldState{path: from.old.stepped([]string{m.Name})}
+	path := sl.old.stepped([]string{m.Name})
+	c.become(w.file, w.place, w.qid)
+	sl.old = oldState{path: path}
 	if m.Perm&wire.DMDir == 0 {
 		return w.qid, nil
 	}
@@ -250,15 +241,8 @@ func (c *call) oldMake(m *wire.Tcreate, dir p9.File) error {
 		_, err := dir.Symlink(m.Extension, m.Name, uid, p9.NoGID)
 		return err
 	case m.Perm&wire.DMLink != 0:
-		switch {
-		case c.b == nil || !c.b.live || c.b.xattr != nil:
-			return syscall.EBADF
-		case c.b.isDir():
-			return syscall.EPERM
-		case c.b.gone():
-			return syscall.ENOENT
-		case !sameTree(c.a, c.b):
-			return syscall.EXDEV
+		if err := c.linkable(); err != nil {
+			return err
 		}
 		return dir.Link(c.b.file, m.Name)
 	case m.Perm&wire.DMNamedPipe != 0:

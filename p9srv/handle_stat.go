@@ -249,14 +249,10 @@ func (c *call) renameTo(name string) error {
 	t := f.place.tree
 	t.names.Lock()
 	defer t.names.Unlock()
-	parent := f.place.parent
-	switch {
-	case f.gone():
-		return syscall.ENOENT
-	case parent == nil || f.place.node == f.top:
-		return syscall.EBUSY
+	parent, old, err := f.entry()
+	if err != nil {
+		return err
 	}
-	old := f.place.node.name
 	if err := c.bind(parent.file).RenameAt(old, parent.file, name); err != nil {
 		return err
 	}

@@ -55,38 +55,42 @@ func (k crowd) weigh(s *server, network string) (w weight, err error) {
 	if err != nil {
 		return w, err
 	}
-	for i, c := range l {
-		next := wire.FID(firstIdle)
-		err := c.run(k.fids, func(s *slot, answer []byte) (bool, error) {
-			if answer == nil {
-				s.send(&wire.Twalk{FID: fidRoot, NewFID: next})
-				next++
-			}
-			return answer == nil, nil
-		})
-		if err != nil {
-			return w, fmt.Errorf("fids of connection %d: %w", i+1, err)
-		}
+	err = k.each(l, "fids", func(fid wire.FID) wire.Msg { return &wire.Twalk{FID: fidRoot, NewFID: fid} })
+	if err != nil {
+		return w, err
 	}
 	full, err := s.resident()
 	if err != nil {
 		return w, err
 	}
 	// All of them are there.
+	if err := k.each(l, "last fids", func(fid wire.FID) wire.Msg { return &wire.Tclunk{FID: fid} }); err != nil {
+		return w, err
+	}
+	for i, c := range l {
+		if err := c.call(&wire.Tclunk{FID: fidRoot}, nil); err != nil {
+			return w, fmt.Errorf("root of connection %d: %w", i+1, err)
+		}
+	}
+	return weight{float64(idle-none) / float64(k.conns), float64(full-idle) / float64(k.conns*k.fids)}, nil
+}
+
+// each sends a message for each of the fids of each connection.
+func (k crowd) each(l []*conn, what string, m func(wire.FID) wire.Msg) error {
 	for i, c := range l {
 		next := wire.FID(firstIdle)
 		err := c.run(k.fids, func(s *slot, answer []byte) (bool, error) {
 			if answer == nil {
-				s.send(&wire.Tclunk{FID: next})
+				s.send(m(next))
 				next++
 			}
 			return answer == nil, nil
 		})
-		if err = errors.Join(err, c.call(&wire.Tclunk{FID: fidRoot}, nil)); err != nil {
-			return w, fmt.Errorf("last fids of connection %d: %w", i+1, err)
+		if err != nil {
+			return fmt.Errorf("%s of connection %d: %w", what, i+1, err)
 		}
 	}
-	return weight{float64(idle-none) / float64(k.conns), float64(full-idle) / float64(k.conns*k.fids)}, nil
+	return nil
 }
 
 // resident is the memory of the server's process that is not files.

@@ -104,34 +104,22 @@ func (a *app) damagedCommand() *cobra.Command {
 
 // damaged lists the damaged files of a fileset, or accepts some.
 func (a *app) damaged(ctx context.Context, where string, accept []string) error {
-	p, err := locate(where)
-	if err != nil {
-		return err
-	}
-	x, err := a.connect(ctx, p)
-	if err != nil {
-		return err
-	}
-	var text bytes.Buffer
-	if x != nil {
-		err = readWhole(ctx, x, "damaged", &text)
-		x.Close()
-	} else {
-		var t *tree.Tree
-		if t, err = a.openIdle(p.folder); err != nil {
+	text, err := a.stateText(ctx, where, "damaged", func(b *bytes.Buffer, p place) error {
+		t, err := a.openIdle(p.folder)
+		if err != nil {
 			return err
 		}
-		text.Write(t.DamagedText())
-		err = t.Close()
-	}
+		b.Write(t.DamagedText())
+		return t.Close()
+	})
 	if err != nil {
-		return commandProblem(p, err)
-	}
-	if len(accept) == 0 {
-		_, err := a.env.Stdout.Write(text.Bytes())
 		return err
 	}
-	known := damagedPaths(text.String())
+	if len(accept) == 0 {
+		_, err := a.env.Stdout.Write(text)
+		return err
+	}
+	known := damagedPaths(string(text))
 	for _, name := range accept {
 		oid, ok := known[path.Join("/", name)]
 		if !ok {

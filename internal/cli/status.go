@@ -31,31 +31,14 @@ func (a *app) statusCommand() *cobra.Command {
 }
 
 func (a *app) status(ctx context.Context, where string, asJSON bool) error {
-	p, err := locate(where)
+	text, err := a.stateText(ctx, where, "status", func(b *bytes.Buffer, p place) error { return folderStatus(b, p.folder) })
 	if err != nil {
 		return err
-	}
-	x, err := a.connect(ctx, p)
-	if err != nil {
-		return err
-	}
-	var text bytes.Buffer
-	if x == nil {
-		err = folderStatus(&text, p.folder)
-	} else {
-		defer x.Close()
-		err = readWhole(ctx, x, "status", &text)
-	}
-	if errors.As(err, new(*problem)) {
-		return err
-	}
-	if err != nil {
-		return &problem{Thing: p.String(), Err: err}
 	}
 	if asJSON {
-		return printJSONLines(a, text.String())
+		return printJSONLines(a, string(text))
 	}
-	_, err = a.env.Stdout.Write(text.Bytes())
+	_, err = a.env.Stdout.Write(text)
 	return err
 }
 

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -124,6 +125,33 @@ func (a *app) connect(ctx context.Context, p place) (extension, error) {
 		return nil, nil
 	}
 	return x, err
+}
+
+// stateText is what a file of the extension at where says. While nobody serves
+// the folder there, idle says it.
+func (a *app) stateText(ctx context.Context, where, name string, idle func(*bytes.Buffer, place) error) ([]byte, error) {
+	p, err := locate(where)
+	if err != nil {
+		return nil, err
+	}
+	x, err := a.connect(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	var text bytes.Buffer
+	if x == nil {
+		err = idle(&text, p)
+	} else {
+		defer x.Close()
+		err = readWhole(ctx, x, name, &text)
+	}
+	switch {
+	case errors.As(err, new(*problem)):
+		return nil, err
+	case err != nil:
+		return nil, commandProblem(p, err)
+	}
+	return text.Bytes(), nil
 }
 
 // readWhole reads a file of an extension to its end.

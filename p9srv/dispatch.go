@@ -243,6 +243,7 @@ func (s *session) handOver(frame []byte) {
 		}
 	}
 	s.q.hold(r.cost)
+	s.spent += r.cost
 	s.start(r)
 }
 

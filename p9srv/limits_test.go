@@ -57,6 +57,41 @@ func TestSlowClient(t *testing.T) {
 	}
 }
 
+// TestSlowClientAtOnce has it ask for all of that in one piece.
+func TestSlowClientAtOnce(t *testing.T) {
+	for _, kind := range []string{"inplace", "concurrent"} {
+		t.Run(kind, func(t *testing.T) {
+			testutil.CheckLeaks(t)
+			const size, limit, asked = 64 << 10, 1 << 20, 1000
+			fs := newMemfs(kind).put("f")
+			fs.root.kids["f"].data = make([]byte, size)
+			_, r := serveRaw(t, fs, p9srv.Options{MaxMessageSize: size, MaxBytes: limit})
+			r.attach().openPath(1, 0, "f")
+			var all []byte
+			for i := range asked {
+				all = (&wire.Tread{FID: 1, Count: size}).Append(all, wire.Tag(i))
+			}
+			if _, err := r.c.Write(all); err != nil {
+				t.Fatal(err)
+			}
+			done := 0
+			for range asked {
+				// What was read of the file is at most what went out, what the socket
+				// holds and what the connection may.
+				if n := int(fs.given.Load()) - done*size; n > 2*limit+4<<20 {
+					t.Fatalf("%d bytes of answers that nobody took", n)
+				}
+				if _, m := r.recv(); m.MsgType() == wire.TypeRread {
+					done++
+				}
+			}
+			if done < asked/2 {
+				t.Errorf("%d of %d reads were answered", done, asked)
+			}
+		})
+	}
+}
+
 func TestLimits(t *testing.T) {
 	testutil.CheckLeaks(t)
 	fs := newMemfs("concurrent").put("block")

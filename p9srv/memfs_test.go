@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,11 +26,12 @@ import (
 // is closed, one called "panic" panics when read, "strange" fails with an
 // error that has no errno.
 type memfs struct {
-	kind string
-	mu   sync.Mutex
-	root *memnode
-	last uint64
-	wake chan struct{}
+	kind  string
+	mu    sync.Mutex
+	root  *memnode
+	last  uint64
+	given atomic.Int64 // bytes that were read of files
+	wake  chan struct{}
 	// blocked gets a value when a read has begun to wait.
 	blocked chan struct{}
 	// closed counts Files that were closed, lost those closed by the end of a
@@ -285,7 +287,9 @@ func (f *memfile) read(ctx context.Context, p []byte, off int64) (int, error) {
 	if off >= int64(len(f.n.data)) {
 		return 0, io.EOF
 	}
-	return copy(p[:min(len(p), 5000)], f.n.data[off:]), nil
+	n := copy(p[:min(len(p), 5000)], f.n.data[off:])
+	f.t.given.Add(int64(n))
+	return n, nil
 }
 
 func (f *memfile) WriteAt(p []byte, off int64) (int, error) {

@@ -182,6 +182,7 @@ func (c *call) pieces() []piece {
 
 // queuePipe is queue for an answer in a pipe and what does not fit there.
 func (s *session) queuePipe(p *pipe, tail []byte) {
+	s.spent += p.n + len(tail)
 	s.queued += p.n + len(tail)
 	if tail == nil {
 		s.q.addPieces(piece{pipe: p})

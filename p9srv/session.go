@@ -43,6 +43,7 @@ type session struct {
 	msize    uint32 // 0 before the first Tversion
 	dialect  dialect
 	crowded  bool // requests in progress hold all the memory there is
+	spent    int  // bytes of answers and requests since makeRoom
 
 	group sync.WaitGroup // workers, timers and the writer
 
@@ -147,6 +148,11 @@ func (s *session) readLoop() error {
 		if len(s.out) >= outSize {
 			s.flushOut()
 		}
+		if s.spent >= s.srv.opts.MaxBytes/8 {
+			// One read may have brought requests for far more than there is room for.
+			s.flushOut()
+			s.makeRoom()
+		}
 	}
 }
 
@@ -199,7 +205,7 @@ func midFrame(err error) error {
 func (s *session) fill(need int) error {
 	s.flushOut()
 	s.tally()
-	s.crowded = !s.q.waitRoom(s.srv.opts.MaxBytes, !s.crowded)
+	s.makeRoom()
 	have := s.in[s.r:s.w]
 	switch {
 	case len(have) == 0 && cap(s.in) > inSize && need <= inSize:
@@ -230,6 +236,12 @@ func (s *session) fill(need int) error {
 		err = io.EOF
 	}
 	return err
+}
+
+// makeRoom waits until the connection is within its memory.
+func (s *session) makeRoom() {
+	s.spent = 0
+	s.crowded = !s.q.waitRoom(s.srv.opts.MaxBytes, !s.crowded)
 }
 
 func (s *session) inSize() int {
@@ -307,6 +319,7 @@ func (s *session) send(b []byte) {
 // they are many.
 func (s *session) queue(b []byte) {
 	s.send(b)
+	s.spent += len(b)
 	if s.queued += len(b); s.queued >= maxQueued {
 		s.queued = 0
 		s.q.flush(false)
@@ -317,6 +330,7 @@ func (s *session) queue(b []byte) {
 func (s *session) flushOut() {
 	if len(s.out) > 0 {
 		s.send(s.out)
+		s.spent += len(s.out)
 		s.queued += len(s.out)
 		s.out = nil
 	} else if s.out != nil {

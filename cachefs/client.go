@@ -92,6 +92,7 @@ type Client struct {
 	log     *slog.Logger
 	cache   *tree.Cache
 	push    pusher
+	pace    *pacer
 	settled settled // pushLoop's
 	lists   flights
 
@@ -133,6 +134,7 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 	// The client lives until Close, whatever the context of who opened it.
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.push.init()
+	c.pace = newPacer(func() int { return 0 })
 	var err error
 	c.cache, err = tree.OpenCache(o.Dir, tree.CacheOptions{Upstream: c, Now: o.Now, Logger: o.Logger, WholeMax: o.WholeMax,
 		StoreIdle: o.StoreIdle, StoreBusy: o.StoreBusy, SyncClose: o.Sync})

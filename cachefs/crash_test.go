@@ -118,15 +118,26 @@ func (w *crashWorker) step(ctx context.Context, i int) error {
 	return err
 }
 
+// What begins with large is in the file largeTimes.
+const (
+	large      = "large "
+	largeTimes = 6000
+)
+
 // write replaces the contents of a file, in two steps now and then.
 func (w *crashWorker) write(ctx context.Context, name, s string) error {
 	a, h, err := w.c.Create(ctx, nil, kml.RootOID, name, unix.O_RDWR, 0o644)
 	if err != nil {
 		return err
 	}
+	body := s
+	if w.rnd.IntN(5) == 0 { // too large to go with its record
+		s = large + s
+		body = strings.Repeat(s, largeTimes)
+	}
 	_, err = w.c.Setattr(ctx, nil, a.OID, h, tree.SetAttr{Mask: tree.SetSize})
 	if err == nil {
-		_, err = h.WriteAt(ctx, []byte(s), 0)
+		_, err = h.WriteAt(ctx, []byte(body), 0)
 	}
 	if err != nil {
 		return errors.Join(err, h.Close())
@@ -142,7 +153,7 @@ func (w *crashWorker) write(ctx context.Context, name, s string) error {
 	return h.Close()
 }
 
-var clientPoints = []string{"cache.dirty", "cache.data", "cache.applied", "cache.picture", "local.appended", "outbox.frozen", "push.staged", "push.send", "push.sent"}
+var clientPoints = []string{"cache.dirty", "cache.data", "cache.applied", "cache.picture", "local.appended", "outbox.frozen", "push.staged", "push.send", "push.sent", "upload.begun"}
 
 // TestClientKilledAnywhere kills a working client at each fault point, early
 // and late, opens what it left, and looks for what it had answered at the
@@ -275,6 +286,9 @@ func answered(t *testing.T, m *testMaster, c *Client, lines []string, others boo
 		var oid uint64
 		if text, ok := strings.CutPrefix(l, "wrote "); ok {
 			_, text, _ = strings.Cut(text, " ")
+			if strings.HasPrefix(text, large) {
+				text = strings.Repeat(text, largeTimes)
+			}
 			sum := blake3.Sum256([]byte(text))
 			if !stores[string(sum[:])] {
 				t.Errorf("flushed and not at the master: %s", l)

@@ -85,7 +85,7 @@ func (p *pusher) gather(up *upstream, l *local.Log, top func(*kml.Record) kml.OI
 	if up.inFlight >= maxInFlight || len(p.stuck) > 0 {
 		return nil // what is stuck is settled when nothing is on its way any more
 	}
-	g := gathering{p: p, up: up, now: time.Now(), top: top}
+	g := gathering{p: p, up: up, now: time.Now(), top: top, most: min(maxBatchBytes, up.pace.Window())}
 	for _, id := range p.lookAgain() {
 		if e := l.Get(id); e != nil && !g.full {
 			g.look(e)
@@ -128,6 +128,7 @@ type gathering struct {
 	top   func(*kml.Record) kml.OID
 	batch []*sending
 	size  int
+	most  int // bytes
 	full  bool
 	held  keySet
 }
@@ -146,7 +147,11 @@ func (g *gathering) look(e *local.Entry) {
 		p.again[e.ID] = true
 		return
 	}
-	if g.size += max(len(raw), 200); len(g.batch) == maxBatch || g.size > maxBatchBytes && len(g.batch) > 0 {
+	g.size += max(len(raw), 200)
+	if e.Data && inline(r) {
+		g.size += int(r.Attr.Size)
+	}
+	if len(g.batch) == maxBatch || g.size > g.most && len(g.batch) > 0 {
 		g.full = true
 		return
 	}

@@ -148,6 +148,7 @@ type proxy struct {
 	// limit, when positive, is how many more bytes go to the master before
 	// everything is cut.
 	limit int64
+	total int64 // bytes that have gone to the master
 	// delay is what each buffer to the master takes.
 	delay time.Duration
 	// frozen, when not nil, is closed when bytes go on again.
@@ -211,6 +212,7 @@ func (p *proxy) pipe(dst, src net.Conn, up bool) {
 		}
 		if up {
 			p.mu.Lock()
+			p.total += int64(n)
 			cut := false
 			if p.limit > 0 {
 				if p.limit -= int64(n); p.limit <= 0 {
@@ -258,6 +260,13 @@ func (p *proxy) freeze(on bool) {
 		close(p.frozen)
 		p.frozen = nil
 	}
+}
+
+// sent is how many bytes have gone to the master.
+func (p *proxy) sent() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.total
 }
 
 func (p *proxy) open() {

@@ -1,6 +1,7 @@
 package cachefs
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -28,7 +29,8 @@ type pusher struct {
 	again  map[uint64]bool     // to be looked at again, on this link
 	at     uint64              // changes up to this ID were looked at, on this link
 	link   *upstream           // that link
-	upping map[uint64]*upload  // large uploads on their way
+	upping map[uint64]*upload  // large contents that are made ready
+	slots  chan struct{}       // one for each of them that is worked on
 	moved  chan struct{}       // closed when a change goes a step on
 	batch  uint64
 	stuck  []*sending // conflicts that nobody waits for, to be settled
@@ -39,7 +41,9 @@ type sending struct {
 	e       *local.Entry
 	waited  int       // how many wait for the outcome
 	on      *upstream // the link it was sent on, and not answered yet
-	staged  *upstream // the link its contents were sent on
+	staged  *upstream // the link its contents were uploaded on
+	digest  []byte    // of large contents, before it is frozen
+	began   time.Time // when they began to be made ready, on whichever link
 	later   later     // refused: when it is tried again
 	decided bool
 	out     feed.Outcome
@@ -69,6 +73,7 @@ func (p *pusher) init() {
 	p.st = make(map[uint64]*sending)
 	p.again = make(map[uint64]bool)
 	p.upping = make(map[uint64]*upload)
+	p.slots = make(chan struct{}, uploadFiles)
 	p.moved = make(chan struct{})
 }
 
@@ -146,31 +151,48 @@ func (c *Client) giveUp(up *upstream, err error) {
 	up.close()
 }
 
-// Bounds of a batch, in records and bytes, and how many may be on their way.
+// Bounds of a batch, in records and bytes, and how many may be on their way. On
+// a slow link it is what goes in about a second.
 const (
 	maxBatch      = 128
 	maxBatchBytes = 512 << 10
 	maxInFlight   = 4
 )
 
-// freeze gives changes their numbers. The digest of contents goes with them.
-func (c *Client) freeze(batch []*sending) error {
+// freeze gives changes their numbers. The digest of contents goes with them;
+// small ones are read for it once, and kept in small until they are sent.
+func (c *Client) freeze(batch []*sending, small map[uint64][]byte) error {
 	site := c.cache.State().Fileset().Site
 	var es []*local.Entry
+	sums := make(map[uint64][]byte)
 	for _, s := range batch {
-		if s.e.Seq() == 0 {
-			es = append(es, s.e)
+		if s.e.Seq() != 0 {
+			continue
+		}
+		es = append(es, s.e)
+		if s.digest != nil {
+			sums[s.e.ID] = s.digest
 		}
 	}
 	if len(es) == 0 {
 		return nil
 	}
-	l := c.cache.Local()
-	return l.Freeze(site, es, func(e *local.Entry, r *kml.Record) (err error) {
-		if e.Data {
-			r.Digest, err = digest(l.Path(e.ID))
+	return c.cache.Local().Freeze(site, es, func(e *local.Entry, r *kml.Record) error {
+		if !e.Data {
+			return nil
 		}
-		return err
+		if !inline(r) {
+			r.Digest = sums[e.ID]
+			return nil
+		}
+		b, err := os.ReadFile(c.cache.Local().Path(e.ID))
+		if err != nil {
+			return err
+		}
+		small[e.ID] = b
+		sum := blake3.Sum256(b)
+		r.Digest = sum[:]
+		return nil
 	})
 }
 
@@ -187,22 +209,21 @@ func digest(path string) ([]byte, error) {
 	return h.Sum(nil), nil
 }
 
-// send freezes a batch, sends its contents and then its records. Outcomes come
-// to receive.
+// send freezes a batch, and sends its records with their small contents.
+// Outcomes come to receive.
 func (c *Client) send(up *upstream, batch []*sending) error {
-	if err := c.freeze(batch); err != nil {
+	if batch = c.ahead(up, batch, (*sending).unread); len(batch) == 0 {
+		return nil
+	}
+	small := make(map[uint64][]byte)
+	if err := c.freeze(batch, small); err != nil {
 		return fmt.Errorf("freezing: %w", err)
 	}
+	if batch = c.ahead(up, batch, func(s *sending) bool { return s.unsent(up) }); len(batch) == 0 {
+		return nil
+	}
 	fault.Point("push.staged")
-	batch, err := c.uploads(up, batch)
-	if err != nil || len(batch) == 0 {
-		return err
-	}
 	p := &c.push
-	raws := make([][]byte, len(batch))
-	for i, s := range batch {
-		_, raws[i] = s.e.Now()
-	}
 	p.mu.Lock()
 	p.batch++
 	id := p.batch
@@ -211,7 +232,7 @@ func (c *Client) send(up *upstream, batch []*sending) error {
 	}
 	up.inFlight++
 	p.mu.Unlock()
-	b, err := feed.AppendBatch(nil, id, raws...)
+	b, err := c.frames(id, batch, small)
 	if err != nil {
 		return err
 	}
@@ -226,4 +247,30 @@ func (c *Client) send(up *upstream, batch []*sending) error {
 	}
 	fault.Point("push.sent")
 	return nil
+}
+
+// frames is a batch as it is sent.
+func (c *Client) frames(id uint64, batch []*sending, small map[uint64][]byte) (b []byte, err error) {
+	raws := make([][]byte, len(batch))
+	for i, s := range batch {
+		r, raw := s.e.Now()
+		raws[i] = raw
+		if !s.e.Data || !inline(r) {
+			continue
+		}
+		data, ok := small[s.e.ID]
+		if !ok { // frozen before
+			data, err = os.ReadFile(c.cache.Local().Path(s.e.ID))
+			if errors.Is(err, os.ErrNotExist) {
+				continue // came back before, and is asked for again: the master knows it
+			}
+			if err != nil {
+				return nil, fmt.Errorf("contents that wait to be sent: %w", err)
+			}
+		}
+		if b, err = feed.AppendContents(b, r.Origin.Seq, data); err != nil {
+			return nil, err
+		}
+	}
+	return feed.AppendBatch(b, id, raws...)
 }

@@ -53,6 +53,7 @@ type upstream struct {
 	greet   feed.Greeting
 	welcome feed.Welcome
 
+	pace     *pacer
 	sent     chan sentBatch // batches whose results have not come
 	inFlight int            // of them; guarded by pusher.mu
 
@@ -109,7 +110,7 @@ const setupTime = 5 * time.Second
 // connect dials, brings a cache that cannot go on from where it is back to a
 // beginning, and opens feed and reint.
 func (c *Client) connect(ctx context.Context) (_ *upstream, err error) {
-	up := &upstream{o: &c.o, sent: make(chan sentBatch, maxInFlight)}
+	up := &upstream{o: &c.o, pace: c.pace, sent: make(chan sentBatch, maxInFlight)}
 	up.ctx, up.cancel = context.WithCancel(c.ctx)
 	defer func() {
 		if err != nil {
@@ -267,7 +268,7 @@ func (c *Client) openReint(ctx context.Context, up *upstream) error {
 	if err != nil {
 		return err
 	}
-	s := &stream{f: f}
+	s := &stream{f: f, pace: up.pace}
 	up.reint = s
 	fs := c.cache.State().Fileset()
 	hello := &feed.Hello{Version: feed.Version, Site: fs.Site, Key: fs.Key, Host: c.o.Host, Known: c.cache.Local().Known()}
@@ -343,30 +344,41 @@ func (u *upstream) down(ctx context.Context, err error) error {
 
 // stream reads frames from a file that is read by offset, and writes them.
 type stream struct {
-	f   linkFile
-	dec feed.Decoder
-	buf []byte
-	in  int64
-	out int64
+	f    linkFile
+	pace *pacer
+	dec  feed.Decoder
+	buf  []byte
+	in   int64
+	out  int64
 }
 
-// write writes all of b.
-func (s *stream) write(ctx context.Context, b []byte) error {
-	for len(b) > 0 {
-		n, err := s.f.WriteAt(ctx, b, s.out)
+// write writes all of b, by pieces of the pacer when there is one.
+func (s *stream) write(ctx context.Context, b []byte) (err error) {
+	if s.pace != nil {
+		err = s.pace.write(ctx, s.f, b, s.out, true)
+	} else {
+		_, err = writeAll(ctx, s.f, b, s.out)
+	}
+	s.out += int64(len(b)) // with an error it is of no use any more
+	return err
+}
+
+// writeAll writes all of b at off. A write that was interrupted is made again.
+func writeAll(ctx context.Context, f linkFile, b []byte, off int64) (n int, err error) {
+	for n < len(b) {
+		m, err := f.WriteAt(ctx, b[n:], off+int64(n))
 		if errors.Is(err, syscall.EINTR) && ctx.Err() == nil {
 			continue
 		}
 		if err != nil {
-			return err
+			return n, err
 		}
-		if n == 0 {
-			return fmt.Errorf("write at %d took nothing: %w", s.out, syscall.EIO)
+		if m == 0 {
+			return n, fmt.Errorf("write at %d took nothing: %w", off+int64(n), syscall.EIO)
 		}
-		s.out += int64(n)
-		b = b[n:]
+		n += m
 	}
-	return nil
+	return n, nil
 }
 
 var errStreamEnd = errors.New("the master ended the stream")

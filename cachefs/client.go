@@ -23,7 +23,7 @@ type Options struct {
 	// Host names this installation, in the master's table and in conflict
 	// copies; "" is the host's name.
 	Host string
-	// Uname and UID are who attaches; "" is the user of the process.
+	// Uname is who attaches; "" is the user of the process.
 	Uname string
 	// Logger takes changes of state; nil is silence.
 	Logger *slog.Logger
@@ -48,8 +48,9 @@ type Options struct {
 	// link, close waits until the store is durable here.
 	Sync bool
 
-	dial dialer // nil: p9srv/client
-	asIs bool   // tests: the local log is sent as it is
+	dial dialer  // nil: p9srv/client
+	as   *uint32 // who attaches; nil: the user of the process
+	asIs bool    // tests: the local log is sent as it is
 }
 
 func (o *Options) fill() error {

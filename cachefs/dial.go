@@ -35,11 +35,14 @@ func dial9P(ctx context.Context, o *Options) (link, error) {
 		return nil, err
 	}
 	l := &link9P{conn: conn}
-	uname := o.Uname
-	if uname == "" {
-		uname = strconv.Itoa(os.Geteuid())
+	uname, uid := o.Uname, uint32(os.Geteuid())
+	if o.as != nil {
+		uid = *o.as
 	}
-	if l.root, err = conn.Attach(ctx, uname, p9.UID(os.Geteuid()), ""); err != nil {
+	if uname == "" {
+		uname = strconv.FormatUint(uint64(uid), 10)
+	}
+	if l.root, err = conn.Attach(ctx, uname, p9.UID(uid), ""); err != nil {
 		return nil, errors.Join(fmt.Errorf("attach: %w", err), conn.Close())
 	}
 	if l.ext, _, err = l.root.Walk(ctx, tree.ExtDirName); err != nil {

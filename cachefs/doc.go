@@ -48,7 +48,8 @@
 //
 // A Replica keeps a plain directory the equal of the master's tree instead of a
 // cache: a snapshot first, then the feed, which one goroutine applies; large
-// contents are fetched by oid, a few at a time. It sends nothing.
+// contents are fetched by oid, a few at a time. It serves others: their changes
+// go to the master over links of their own, one a user (above.go).
 //
 // # States
 //

@@ -114,7 +114,7 @@ func (c *Client) pushLoop() {
 		case <-c.ctx.Done():
 			return
 		}
-		if up := c.current(); up != nil {
+		if up := c.current(); up.sends() {
 			c.pushOnce(up)
 		}
 	}

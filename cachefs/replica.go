@@ -90,10 +90,11 @@ func (o *ReplicaOptions) fill() error {
 // then by the feed, with small contents in both and large ones fetched by oid.
 // Its methods may be called at the same time, but Run once.
 type Replica struct {
-	o    ReplicaOptions
-	link Options // what dialing and the feed want to know
-	log  *slog.Logger
-	want wants
+	o     ReplicaOptions
+	link  Options // what dialing and the feed want to know
+	log   *slog.Logger
+	want  wants
+	above above
 
 	ctx    context.Context // ends with Run
 	cancel context.CancelFunc
@@ -184,8 +185,11 @@ func (u *upstream) greeting(ctx context.Context) (*feed.Greeting, error) {
 }
 
 // connect dials; it opens nothing.
-func (r *Replica) connect(ctx context.Context) (_ *upstream, err error) {
-	up := &upstream{o: &r.link}
+func (r *Replica) connect(ctx context.Context) (*upstream, error) { return r.connectAs(ctx, &r.link) }
+
+// connectAs is connect with other options.
+func (r *Replica) connectAs(ctx context.Context, o *Options) (_ *upstream, err error) {
+	up := &upstream{o: o}
 	up.ctx, up.cancel = context.WithCancel(r.ctx)
 	defer func() {
 		if err != nil {
@@ -195,10 +199,10 @@ func (r *Replica) connect(ctx context.Context) (_ *upstream, err error) {
 	}()
 	ctx, cancel := context.WithTimeout(ctx, 4*setupTime)
 	defer cancel()
-	if up.streams, err = r.o.dial(ctx, &r.link); err != nil {
+	if up.streams, err = r.o.dial(ctx, o); err != nil {
 		return nil, err
 	}
-	if up.calls, err = r.o.dial(ctx, &r.link); err != nil {
+	if up.calls, err = r.o.dial(ctx, o); err != nil {
 		return nil, err
 	}
 	return up, nil
@@ -265,6 +269,7 @@ func (r *Replica) Run(ctx context.Context, once bool) (err error) {
 	defer func() {
 		stop()
 		r.cancel()
+		r.cutAbove()
 		wg.Wait()
 		if err == nil {
 			err = equal
@@ -337,6 +342,7 @@ func (r *Replica) disconnected(err error) {
 	r.state, r.up, r.why = Disconnected, nil, err
 	r.signal()
 	r.mu.Unlock()
+	r.cutAbove()
 }
 
 // signal wakes who waits for a change. The caller holds mu.

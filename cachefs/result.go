@@ -19,6 +19,9 @@ type sentBatch struct {
 // receive takes in the results of batches, in the order in which they were sent,
 // until the link ends.
 func (c *Client) receive(up *upstream) {
+	if !up.sends() && !c.beginSending(up) {
+		return
+	}
 	for {
 		var b sentBatch
 		select {

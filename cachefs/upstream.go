@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -54,6 +55,7 @@ type upstream struct {
 	welcome feed.Welcome
 
 	pace     *pacer
+	sending  atomic.Bool    // the session on reint has begun
 	sent     chan sentBatch // batches whose results have not come
 	inFlight int            // of them; guarded by pusher.mu
 
@@ -129,10 +131,42 @@ func (c *Client) connect(ctx context.Context) (_ *upstream, err error) {
 	if err := c.openFeed(ctx, up); err != nil {
 		return nil, err
 	}
-	if err := c.openReint(ctx, up); err != nil {
+	err = c.openReint(ctx, up)
+	if errors.Is(err, syscall.EHOSTDOWN) {
+		// A replica that has no link to its master can be followed all the same.
+		c.log.Info("changes cannot be sent yet; the master is out of the replica's reach", "addr", c.o.Addr, "err", err)
+		err = nil
+	}
+	if err != nil {
 		return nil, err
 	}
 	return up, nil
+}
+
+// sends reports whether changes can be sent on a link.
+func (u *upstream) sends() bool { return u != nil && u.sending.Load() }
+
+// beginSending begins the session on a link that has none, as soon as that can
+// be; false when the link has ended.
+func (c *Client) beginSending(up *upstream) bool {
+	for pause := 100 * time.Millisecond; !up.sends(); pause = min(2*pause, c.o.Retry) {
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-up.ctx.Done():
+			t.Stop()
+			return false
+		}
+		ctx, cancel := context.WithTimeout(up.ctx, 4*setupTime)
+		err := c.openReint(ctx, up)
+		cancel()
+		if err != nil && !errors.Is(err, syscall.EHOSTDOWN) {
+			c.giveUp(up, err)
+			return false
+		}
+	}
+	c.push.wake()
+	return true
 }
 
 // explain names the address and the remedy.
@@ -269,7 +303,11 @@ func (c *Client) openReint(ctx context.Context, up *upstream) error {
 		return err
 	}
 	s := &stream{f: f, pace: up.pace}
-	up.reint = s
+	defer func() {
+		if !up.sends() {
+			s.close()
+		}
+	}()
 	fs := c.cache.State().Fileset()
 	hello := &feed.Hello{Version: feed.Version, Site: fs.Site, Key: fs.Key, Host: c.o.Host, Known: c.cache.Local().Known()}
 	b, err := feed.Append(nil, hello)
@@ -302,9 +340,15 @@ func (c *Client) openReint(ctx context.Context, up *upstream) error {
 	defer c.push.turn.Unlock()
 	if fs.Site != 0 && fs.Site != w.Site {
 		c.log.Warn("the master takes this cache for a copy and gave it a site number of its own", "site", w.Site, "was", fs.Site)
-		return c.renumber(w.Site)
+		err = c.renumber(w.Site)
+	} else {
+		err = c.lostByMaster(w.LastSeq)
 	}
-	return c.lostByMaster(w.LastSeq)
+	if err == nil {
+		up.reint = s
+		up.sending.Store(true)
+	}
+	return err
 }
 
 // close ends the link and everything that waits on it.

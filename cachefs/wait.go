@@ -27,7 +27,7 @@ func (c *Client) change(ctx context.Context, exclusive bool, build func() (*kml.
 		if r == nil || err != nil {
 			return err
 		}
-		if !exclusive && !c.o.Sync || c.current() == nil {
+		if !exclusive && !c.o.Sync || !c.current().sends() {
 			_, err = c.cache.Change(ctx, r, nil)
 		} else {
 			err = c.submit(ctx, r)
@@ -108,7 +108,7 @@ func (c *Client) outcome(ctx context.Context, e *local.Entry, s *sending) error 
 			return nil
 		}
 		_, up, changed := c.watchState()
-		if up == nil {
+		if !up.sends() {
 			return nil
 		}
 		select {
@@ -170,7 +170,7 @@ func (c *Client) Settle(ctx context.Context, e *local.Entry) error {
 			return l.errno // kept here until the master takes it
 		}
 		_, up, changed := c.watchState()
-		if up == nil {
+		if !up.sends() {
 			return nil // kept here until the master is back
 		}
 		select {
@@ -202,7 +202,7 @@ func (c *Client) drain(ctx context.Context) error {
 			at = 0
 		}
 		_, up, changed := c.watchState()
-		if up == nil {
+		if !up.sends() {
 			return syscall.EHOSTDOWN
 		}
 		select {

@@ -92,7 +92,7 @@ func (a *app) replicate(ctx context.Context, where, dir string, flags *replicate
 		return err
 	}
 	var rep *cachefs.Replica
-	doors := &relayDoors{a: a, addrs: addrs, insecure: flags.insecure, status: func() cachefs.ReplicaStatus { return rep.Status() }}
+	doors := &relayDoors{a: a, addrs: addrs, insecure: flags.insecure, rep: func() *cachefs.Replica { return rep }}
 	o := cachefs.ReplicaOptions{Dir: dir, Addr: addr.String(), Logger: a.log, Choose: choice,
 		Opened: func(t *tree.Tree) error { return doors.open(ctx, t) }, Closing: doors.close}
 	o.RetainSize, o.RetainAge = flags.retain.policy()
@@ -136,8 +136,8 @@ type relayDoors struct {
 	a        *app
 	addrs    []address
 	insecure bool
-	status   func() cachefs.ReplicaStatus
-	ready    *sync.WaitGroup // status may be called
+	rep      func() *cachefs.Replica
+	ready    *sync.WaitGroup // rep may be called
 
 	m      *master
 	cancel context.CancelFunc
@@ -148,9 +148,9 @@ func (d *relayDoors) open(ctx context.Context, t *tree.Tree) error {
 	d.m = &master{tree: t, server: server{insecure: d.insecure}}
 	more := func(line func(string, any)) {
 		d.ready.Wait()
-		replicaLines(d.status(), line)
+		replicaLines(d.rep().Status(), line)
 	}
-	if err := d.m.listen(ctx, d.a, d.addrs, export.JournalOptions{Logger: d.a.log, Status: more}); err != nil {
+	if err := d.m.listen(ctx, d.a, d.addrs, export.JournalOptions{Logger: d.a.log, Status: more, Above: d}); err != nil {
 		return errors.Join(err, d.m.closeDoors())
 	}
 	ctx, d.cancel = context.WithCancel(ctx)
@@ -162,6 +162,12 @@ func (d *relayDoors) open(ctx context.Context, t *tree.Tree) error {
 		}
 	}()
 	return nil
+}
+
+// OpenAbove is export.Above's.
+func (d *relayDoors) OpenAbove(ctx context.Context, uid uint32, create bool, flags int, names ...string) (tree.ExtHandle, error) {
+	d.ready.Wait()
+	return d.rep().OpenAbove(ctx, uid, create, flags, names...)
 }
 
 func (d *relayDoors) close() {

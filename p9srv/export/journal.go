@@ -27,6 +27,9 @@ type JournalOptions struct {
 	Idle time.Duration
 	// StageQuota bounds the bytes of all uploads together; 0 is 4 GiB.
 	StageQuota int64
+	// Above is the master of a replica's tree: what clients write goes there. nil
+	// for a master's own tree.
+	Above Above
 	// Status adds lines to the status file; nil adds none.
 	Status func(line func(key string, value any))
 	// Now is the clock; nil is time.Now.
@@ -152,13 +155,17 @@ type entry struct {
 
 func (j *Journal) entries() []entry {
 	const file, folder = unix.S_IFREG, unix.S_IFDIR
+	openReint, stage := j.openReint, tree.Ext(stageDir{j})
+	if j.o.Above != nil {
+		openReint, stage = j.openReintAbove, stageAbove{j}
+	}
 	return []entry{
 		{RightFollow, tree.ExtNode{Name: "kml", ID: idKML, Mode: file | 0o444, Size: j.kmlSize, Open: j.openKML}},
 		{RightFollow, tree.ExtNode{Name: "log", ID: idLog, Mode: file | 0o444, Size: j.text.size, Open: j.openLog}},
 		{RightFollow, tree.ExtNode{Name: "feed", ID: idFeed, Mode: file | 0o666, Open: j.openFeed}},
 		{RightFollow, tree.ExtNode{Name: "snapshot", ID: idSnapshot, Mode: file | 0o666, Open: j.openSnapshot}},
-		{RightWrite, tree.ExtNode{Name: "reint", ID: idReint, Mode: file | 0o666, Open: j.openReint}},
-		{RightWrite, tree.ExtNode{Name: "stage", ID: idStage, Mode: folder | 0o777, Dir: stageDir{j}}},
+		{RightWrite, tree.ExtNode{Name: "reint", ID: idReint, Mode: file | 0o666, Open: openReint}},
+		{RightWrite, tree.ExtNode{Name: "stage", ID: idStage, Mode: folder | 0o777, Dir: stage}},
 		{RightFollow, tree.ExtNode{Name: "oid", ID: idOID, Mode: folder | 0o555, Dir: versionDir{j}}},
 		{RightRead, tree.ExtNode{Name: "status", ID: idStatus, Mode: file | 0o444, Text: true, Size: textSize(j.status), Open: j.openText(RightRead, "status", j.status)}},
 		{RightFollow, tree.ExtNode{Name: "clients", ID: idClients, Mode: file | 0o444, Text: true, Size: textSize(j.clientLines), Open: j.openText(RightFollow, "clients", j.clientLines)}},

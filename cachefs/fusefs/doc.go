@@ -45,6 +45,13 @@
 // entries of the mount are made to expire at once, by the kernel's entry epoch
 // (Linux 6.16; without it the queue holds the names, each once).
 //
+// A notification waits in the kernel for locks that requests in flight have,
+// and nothing but their answers ends that. So a process that is killed there would
+// wait for its own answers, for ever, and whoever sent the requests with it. The
+// threads that write notifications have file descriptors of their own for that
+// reason (notifier.go): those that requests were read from close without them,
+// which has the kernel answer.
+//
 // A reply on its way to the kernel can be overtaken by the notification that
 // revokes it. Four things make that harmless. The kernel orders entries by the
 // folder's lock, and replies to getattr, and lookups of objects it knows, by

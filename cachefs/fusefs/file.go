@@ -144,7 +144,7 @@ func (r *raw) opened(c *call, n *node, f *file, out *fuse.OpenOut) fuse.Status {
 	r.handOut(f, out)
 	if direct {
 		// The size that the kernel has is of what the node was before.
-		r.queue.tell("inode", r.srv.InodeNotify(n.id, 0, 0))
+		r.queue.tell("inode", r.kernel.inode(n.id, 0))
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 	}
 	return fuse.OK

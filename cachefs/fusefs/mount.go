@@ -104,8 +104,8 @@ func clearDead(path string) error {
 func isDead(path string) bool {
 	answer := make(chan error, 1)
 	go func() {
-		_, err := os.Lstat(path)
-		answer <- err
+		// What stat(2) says may be in the kernel's cache; this is not.
+		answer <- unix.Statfs(path, new(unix.Statfs_t))
 	}()
 	select {
 	case err := <-answer:

@@ -1,13 +1,12 @@
 package fusefs
 
 import (
-	"encoding/binary"
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/kml"
@@ -251,7 +250,7 @@ func (q *queue) do(id uint64, w, do *work) {
 		q.expire()
 	}
 	for name := range do.names {
-		q.tell("entry", q.r.srv.EntryNotify(id, name))
+		q.tell("entry", q.r.kernel.entry(id, name))
 	}
 	n := q.r.nodes.get(id)
 	if n == nil {
@@ -270,7 +269,7 @@ func (q *queue) do(id uint64, w, do *work) {
 // flight.
 func (q *queue) drop(n *node) {
 	if n.stale.Load() != 0 && !q.r.nodes.isRetired(n) {
-		q.tell("inode", q.r.srv.InodeNotify(n.id, 0, 0))
+		q.tell("inode", q.r.kernel.inode(n.id, 0))
 	}
 }
 
@@ -280,10 +279,10 @@ func (q *queue) inode(n *node, w *work, data bool) {
 	if data {
 		off = 0
 	}
-	st := q.r.srv.InodeNotify(n.id, off, 0)
-	if st != fuse.ENOENT {
+	err := q.r.kernel.inode(n.id, off)
+	if !errors.Is(err, unix.ENOENT) {
 		w.tries = 0
-		q.tell("inode", st)
+		q.tell("inode", err)
 		return
 	}
 	// The kernel has not read the reply that tells it of this node, or has
@@ -302,33 +301,27 @@ func (q *queue) inode(n *node, w *work, data bool) {
 	q.addInode(n, data)
 }
 
-// expire makes every entry of the mount expire: FUSE_NOTIFY_INC_EPOCH, Linux
-// 6.16. It touches no lock of a folder.
+// expire makes every entry of the mount expire.
 func (q *queue) expire() {
-	if err := q.incEpoch(); err != nil {
+	if err := q.r.kernel.expire(); err != nil {
 		q.r.log.Warn("entries could not be made to expire at once", slog.Any("err", err))
 	}
 }
 
 // probe finds out whether the kernel knows how to expire every entry.
 func (q *queue) probe() {
-	q.epoch.Store(q.incEpoch() == nil)
-}
-
-func (q *queue) incEpoch() error {
-	const incEpoch = 8
-	msg := make([]byte, 16) // struct fuse_out_header: length, notification, unique 0
-	binary.NativeEndian.PutUint32(msg, uint32(len(msg)))
-	binary.NativeEndian.PutUint32(msg[4:], incEpoch)
-	_, err := unix.Write(q.r.dev, msg)
-	return err
+	q.epoch.Store(q.r.kernel.expire() == nil)
 }
 
 // tell logs a notification the kernel refused for a reason of its own.
-func (q *queue) tell(what string, st fuse.Status) {
-	switch st {
-	case fuse.OK, fuse.ENOENT, fuse.ENODEV, fuse.Status(unix.ENOTDIR), fuse.Status(unix.ENOTCONN), fuse.Status(unix.EBADF):
-	default:
-		q.r.log.Debug("kernel refused a notification", slog.String("op", what), slog.Any("err", unix.Errno(st)))
+func (q *queue) tell(what string, err error) {
+	if err == nil {
+		return
 	}
+	for _, known := range []error{unix.ENOENT, unix.ENODEV, unix.ENOTDIR, unix.ENOTCONN, unix.EBADF} {
+		if errors.Is(err, known) {
+			return
+		}
+	}
+	q.r.log.Debug("kernel refused a notification", slog.String("op", what), slog.Any("err", err))
 }

@@ -18,27 +18,26 @@ import (
 type raw struct {
 	fuse.RawFileSystem // answers ENOSYS to what is not here
 
-	base  context.Context // of every call: carries the door, ends with the server
-	fs    tree.FS
-	o     Options
-	log   *slog.Logger
-	dev   int // the connection, for notifications of our own
-	srv   *fuse.Server
-	nodes *nodes
-	files files
-	ring  ring
-	queue *queue
-	limbo limbo
-	late  late
+	base   context.Context // of every call: carries the door, ends with the server
+	fs     tree.FS
+	o      Options
+	log    *slog.Logger
+	kernel *notifier
+	nodes  *nodes
+	files  files
+	ring   ring
+	queue  *queue
+	limbo  limbo
+	late   late
 
 	entryFor, attrFor uint64 // seconds
 	entryNs, attrNs   uint32
 	cancelWatch       func()
 }
 
-func newRaw(base context.Context, fs tree.FS, o Options, dev int) *raw {
+func newRaw(base context.Context, fs tree.FS, o Options, kernel *notifier) *raw {
 	r := &raw{
-		RawFileSystem: fuse.NewDefaultRawFileSystem(), base: base, fs: fs, o: o, log: o.Logger, dev: dev, nodes: newNodes(),
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), base: base, fs: fs, o: o, log: o.Logger, kernel: kernel, nodes: newNodes(),
 	}
 	r.files.m = map[uint64]*file{}
 	r.entryFor, r.entryNs = timeout(o.EntryTimeout)
@@ -65,12 +64,10 @@ func (r *raw) start() {
 func (r *raw) stop() {
 	r.cancelWatch()
 	r.queue.close()
+	r.kernel.close()
 	r.files.closeAll(r)
 	r.limbo.close()
 }
-
-// Init is called by go-fuse before the first request.
-func (r *raw) Init(s *fuse.Server) { r.srv = s }
 
 // String names the file system.
 func (r *raw) String() string { return "mezzo" }

@@ -59,10 +59,17 @@ func Mount(ctx context.Context, mnt string, fs tree.FS, o Options) (*Server, err
 	if err != nil {
 		return nil, err
 	}
-	// A second descriptor, for notifications go-fuse does not know. It does not
-	// keep the connection alive: abort ends it first.
+	// A second descriptor, for notifications. It does not keep the connection
+	// alive: abort ends it first.
+	var kernel *notifier
 	dev, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		kernel, err = newNotifier(dev)
+	}
 	if err != nil {
+		if dev >= 0 {
+			unix.Close(dev)
+		}
 		unix.Close(fd)
 		_, _ = point.unmount(ctx)
 		return nil, fmt.Errorf("%s: %w", mnt, err)
@@ -71,7 +78,7 @@ func Mount(ctx context.Context, mnt string, fs tree.FS, o Options) (*Server, err
 	// with the server.
 	base, quit := context.WithCancel(tree.WithDoor(context.Background(), o.Door))
 	s := &Server{point: point, quit: quit, done: make(chan struct{})}
-	s.raw = newRaw(base, fs, o, dev)
+	s.raw = newRaw(base, fs, o, kernel)
 	// With this name go-fuse takes the descriptor and leaves mounting,
 	// unmounting and the paths below the mount to us.
 	s.srv, err = fuse.NewServer(s.raw, fmt.Sprintf("/dev/fd/%d", fd), &fuse.MountOptions{
@@ -92,6 +99,7 @@ func Mount(ctx context.Context, mnt string, fs tree.FS, o Options) (*Server, err
 	})
 	if err != nil {
 		quit()
+		kernel.close()
 		unix.Close(dev)
 		_ = point.abort()
 		_, _ = point.unmount(ctx)
@@ -108,7 +116,7 @@ func (s *Server) serve() {
 	s.srv.Serve()
 	s.quit()
 	s.raw.stop()
-	unix.Close(s.raw.dev)
+	unix.Close(s.raw.kernel.dev)
 }
 
 // Path is the mount point, absolute and without symbolic links.

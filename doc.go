@@ -38,7 +38,7 @@
 //	internal/node        objects of a directory, made what a record says
 //	internal/asuser      file operations with a user's ids
 //	internal/fault       named points where tests may kill the process
-//	internal/testutil    leak check, golden files, seeds
+//	internal/testutil    leak check, golden files, seeds; disk cuts the power
 //	testscripts          what a user sees, as scripts against the program
 //	testscripts/guest    guests with a Linux kernel's own 9P client
 //

@@ -27,6 +27,7 @@ var arrows = map[string][]string{
 	"internal/asuser":           {},
 	"p9srv/plain":               {"p9srv", "p9srv/wire", "internal/asuser"},
 	"internal/testutil":         {"internal/fault"},
+	"internal/testutil/disk":    {},
 	"internal/fault":            {},
 	"internal/node":             {"kml"},
 	"man":                       {},

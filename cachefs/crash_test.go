@@ -20,6 +20,7 @@ import (
 
 	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/internal/testutil"
+	"github.com/mezzofs/mezzo/internal/testutil/disk"
 	"github.com/mezzofs/mezzo/kml"
 	"github.com/mezzofs/mezzo/kml/tree"
 )
@@ -33,6 +34,13 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if is, err := disk.Serve(os.Stdin, os.Stdout); is {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if dir := os.Getenv(crashDir); dir != "" {
 		if err := crashWork(dir, os.Getenv(crashAddr)); err != nil {
 			fmt.Fprintln(os.Stderr, err)

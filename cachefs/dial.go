@@ -140,6 +140,9 @@ func (f *file9P) Stat(ctx context.Context) (size, dataVersion uint64, err error)
 	return a.Size, a.DataVersion, answer(err)
 }
 
+// Sync is linkFile's.
+func (f *file9P) Sync(ctx context.Context) error { return answer(f.f.FSync(ctx, false)) }
+
 // Close is linkFile's.
 func (f *file9P) Close() error { return clunk(f.f) }
 

@@ -31,6 +31,8 @@ func (c *Client) follow(up *upstream) error {
 		case *feed.Heartbeat:
 			c.heartbeat(m)
 		case *feed.Changing:
+		case *feed.Damaged:
+			up.offers.add(*m)
 		case *feed.Failure:
 			err = m
 		default:

@@ -26,8 +26,10 @@ type testMaster struct {
 	dir  string
 	sock string
 	tree *tree.Tree
+	opt  tree.Options
 
 	stop func()
+	gone bool // its disk is: what the end of it says does not count
 }
 
 func newMaster(t testing.TB) *testMaster {
@@ -38,8 +40,13 @@ func newMaster(t testing.TB) *testMaster {
 
 func newMasterIn(t testing.TB, dir string) *testMaster {
 	t.Helper()
-	m := &testMaster{t: t, dir: dir, sock: filepath.Join(t.TempDir(), "s")}
-	if err := tree.Init(m.dir, tree.Options{}); err != nil {
+	return newMasterWith(t, dir, tree.Options{SyncEvery: 50 * time.Millisecond})
+}
+
+func newMasterWith(t testing.TB, dir string, o tree.Options) *testMaster {
+	t.Helper()
+	m := &testMaster{t: t, dir: dir, sock: filepath.Join(t.TempDir(), "s"), opt: o}
+	if err := tree.Init(m.dir, tree.Options{Boot: o.Boot}); err != nil {
 		t.Fatal(err)
 	}
 	m.start()
@@ -49,11 +56,15 @@ func newMasterIn(t testing.TB, dir string) *testMaster {
 
 func (m *testMaster) start() {
 	m.t.Helper()
-	tr, err := tree.Open(m.dir, tree.Options{SyncEvery: 50 * time.Millisecond})
+	tr, err := tree.Open(m.dir, m.opt)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	quiet := slog.New(slog.DiscardHandler)
+	if testing.Verbose() {
+		quiet = slog.New(slog.NewTextHandler(os.Stderr, nil))
+		m.opt.Logger = quiet
+	}
 	j, err := export.NewJournal(tr, export.JournalOptions{Heartbeat: 50 * time.Millisecond, Logger: quiet})
 	if err != nil {
 		m.t.Fatal(err)
@@ -80,7 +91,7 @@ func (m *testMaster) start() {
 			m.t.Error(err)
 		}
 		<-done
-		if err := tr.Close(); err != nil {
+		if err := tr.Close(); err != nil && !m.gone {
 			m.t.Error(err)
 		}
 	})
@@ -145,6 +156,7 @@ type proxy struct {
 	mu    sync.Mutex
 	conns map[net.Conn]bool
 	shut  bool
+	down  int64 // bytes from the master
 	// limit, when positive, is how many more bytes go to the master before
 	// everything is cut.
 	limit int64
@@ -203,6 +215,9 @@ func (p *proxy) pipe(dst, src net.Conn, up bool) {
 		n, err := src.Read(buf)
 		p.mu.Lock()
 		frozen, delay := p.frozen, p.delay
+		if !up {
+			p.down += int64(n)
+		}
 		p.mu.Unlock()
 		if up && delay > 0 {
 			<-time.After(delay) // the link's own slowness
@@ -241,6 +256,13 @@ func (p *proxy) cut(shut bool) {
 		c.Close()
 	}
 	clear(p.conns)
+}
+
+// fetched is how many bytes came from the master so far.
+func (p *proxy) fetched() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.down
 }
 
 // slow lets each buffer to the master take d.

@@ -390,6 +390,11 @@ func (r *Replica) session(ctx context.Context, up *upstream) error {
 	r.state, r.up, r.why, r.end = CatchingUp, up, nil, up.greet.End
 	r.signal()
 	r.mu.Unlock()
+	up.offers = newOffers(up, r.log, r.hold)
+	var wg sync.WaitGroup
+	wg.Go(up.offers.run)
+	defer wg.Wait()
+	defer up.close()
 	r.log.Info("follows the master", "addr", r.o.Addr, "position", at.String())
 	r.caughtUp(up)
 	r.want.wake()

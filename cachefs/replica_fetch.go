@@ -183,6 +183,19 @@ func (r *Replica) fetchOne(ctx context.Context, up *upstream, oid kml.OID) error
 	return err
 }
 
+// hold opens what is here of a file; see offers.
+func (r *Replica) hold(oid kml.OID, v kml.Position) (*tree.Held, error) {
+	r.use.RLock()
+	defer r.use.RUnlock()
+	r.mu.Lock()
+	t := r.tree
+	r.mu.Unlock()
+	if t == nil {
+		return nil, os.ErrNotExist
+	}
+	return t.Hold(oid, v)
+}
+
 // bring completes one object, its folder first.
 func (r *Replica) bring(ctx context.Context, up *upstream, oid kml.OID, depth int) error {
 	w, err := r.tree.Want(oid)

@@ -44,6 +44,8 @@ func (r *Replica) follow(ctx context.Context, up *upstream) error {
 			case *feed.Heartbeat:
 				r.heard(m.End)
 			case *feed.Changing:
+			case *feed.Damaged:
+				up.offers.add(*m)
 			case *feed.Failure:
 				err = m
 			default:

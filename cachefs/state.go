@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"syscall"
 	"time"
 
@@ -143,7 +144,10 @@ func (c *Client) run(up *upstream) {
 		got := make(chan struct{})
 		go func() { // ends with up
 			defer close(got)
+			var wg sync.WaitGroup
+			wg.Go(up.offers.run)
 			c.receive(up)
+			wg.Wait()
 		}()
 		err := c.follow(up)
 		up.close()

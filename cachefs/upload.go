@@ -160,7 +160,7 @@ func (c *Client) upload(up *upstream, s *sending) (err error) {
 		}
 	}()
 	fault.Point("upload.begun")
-	return c.blocks(up, f, src, from, int64(r.Attr.Size))
+	return up.blocks(f, src, from, int64(r.Attr.Size))
 }
 
 // stage opens an upload, and says from where on its bytes are needed.
@@ -188,8 +188,8 @@ func (u *upstream) stage(name string, size int64) (f linkFile, from int64, err e
 
 // blocks sends the contents behind an offset, in order: a block begins when the
 // one uploadAhead before it is answered.
-func (c *Client) blocks(up *upstream, f linkFile, src io.ReaderAt, from, size int64) error {
-	ctx, cancel := context.WithCancel(up.ctx)
+func (u *upstream) blocks(f linkFile, src io.ReaderAt, from, size int64) error {
+	ctx, cancel := context.WithCancel(u.ctx)
 	var flight []chan error
 	wait := func() error {
 		done := flight[0]
@@ -213,7 +213,7 @@ func (c *Client) blocks(up *upstream, f linkFile, src io.ReaderAt, from, size in
 		}
 		done := make(chan error, 1)
 		flight = append(flight, done)
-		go func() { done <- up.pace.write(ctx, f, b, off, false) }() // ends below
+		go func() { done <- u.pace.write(ctx, f, b, off, false) }() // ends below
 	}
 	if err != nil {
 		cancel()

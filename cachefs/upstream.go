@@ -37,6 +37,7 @@ type linkFile interface {
 	ReadOnce(ctx context.Context, p []byte, off int64) (int, error)
 	WriteAt(ctx context.Context, p []byte, off int64) (int, error)
 	Stat(ctx context.Context) (size, dataVersion uint64, err error)
+	Sync(ctx context.Context) error
 	Close() error
 }
 
@@ -55,7 +56,8 @@ type upstream struct {
 	welcome feed.Welcome
 
 	pace     *pacer
-	sending  atomic.Bool    // the session on reint has begun
+	sending  atomic.Bool // the session on reint has begun
+	offers   *offers
 	sent     chan sentBatch // batches whose results have not come
 	inFlight int            // of them; guarded by pusher.mu
 
@@ -114,6 +116,7 @@ const setupTime = 5 * time.Second
 func (c *Client) connect(ctx context.Context) (_ *upstream, err error) {
 	up := &upstream{o: &c.o, pace: c.pace, sent: make(chan sentBatch, maxInFlight)}
 	up.ctx, up.cancel = context.WithCancel(c.ctx)
+	up.offers = newOffers(up, c.log, c.cache.Hold)
 	defer func() {
 		if err != nil {
 			up.close()

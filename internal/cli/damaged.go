@@ -137,6 +137,7 @@ func damagedPaths(text string) map[string]string {
 	m := make(map[string]string)
 	for _, line := range strings.Split(text, "\n") {
 		oid, rest, _ := strings.Cut(line, " ")
+		_, rest, _ = strings.Cut(rest, " ") // the version
 		quoted, err := strconv.QuotedPrefix(rest)
 		if err != nil {
 			continue

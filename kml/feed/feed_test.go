@@ -24,6 +24,7 @@ func messages() []Message {
 		&RecordData{rec(kml.OpStore, ""), []byte{}},
 		&Heartbeat{End: p, Durable: p - 1, Time: 1763700000_000000000},
 		&Changing{kml.MakeOID(3, 9)},
+		&Damaged{kml.MakeOID(3, 9), p},
 		&SnapBegin{p, kml.RootOID, 0xc0ffee},
 		&Entry{rec(kml.OpMkdir, "d"), p, p - 1},
 		&EntryData{Entry{rec(kml.OpCreate, "f"), p, p - 1}, []byte("inline")},
@@ -105,6 +106,7 @@ func TestMessageRefuses(t *testing.T) {
 		{"unknown", Frame{Kind: 99}, kml.ErrNewer},
 		{"short heartbeat", Frame{KindHeartbeat, make([]byte, 23)}, ErrFrame},
 		{"long changing", Frame{KindChanging, make([]byte, 9)}, ErrFrame},
+		{"long damaged", Frame{KindDamaged, make([]byte, 17)}, ErrFrame},
 		{"no record", Frame{KindRecord, nil}, kml.ErrShort},
 		{"bad record", Frame{KindRecord, make([]byte, 64)}, kml.ErrCorrupt},
 		{"json", Frame{KindGreeting, []byte("{")}, ErrFrame},
@@ -179,6 +181,20 @@ func TestSnapshotRequest(t *testing.T) {
 		}
 		if got != c.want || (err == nil) != c.ok || err != nil && !errors.Is(err, ErrRequest) {
 			t.Errorf("%q: %v, %v", c.line, got, err)
+		}
+	}
+}
+
+func TestMendNames(t *testing.T) {
+	m := Mend{kml.MakeOID(3, 9), kml.MakePosition(2, 7), -5, [32]byte{1, 31: 0xff}}
+	got, err := ParseMend(m.String())
+	if err != nil || got != m {
+		t.Fatal(got, err)
+	}
+	name := m.String()
+	for _, bad := range []string{"", name + "0", name[1:], "0" + name, name[:len(name)-1] + "F", name[:len(name)-1] + "/", "+" + name[1:], name + ".", "....", "a.b.c.d"} {
+		if m, err := ParseMend(bad); !errors.Is(err, ErrRequest) {
+			t.Errorf("%q: %v %v", bad, m, err)
 		}
 	}
 }

@@ -52,6 +52,7 @@ const (
 	KindContents   Kind = 15
 
 	KindOptional Kind = 128 // from here on a frame may be skipped
+	KindDamaged  Kind = 128
 )
 
 // Frame is one frame as it came. Payload is good until the decoder's next
@@ -181,6 +182,8 @@ func newMessage(k Kind) Message {
 		return new(Result)
 	case KindContents:
 		return new(Contents)
+	case KindDamaged:
+		return new(Damaged)
 	}
 	return nil
 }

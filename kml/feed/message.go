@@ -67,6 +67,14 @@ type Heartbeat struct {
 // version now.
 type Changing struct{ OID kml.OID }
 
+// Damaged says that a crash of the machine took an object's contents at that
+// version. Whoever has them, or those of a version that came later and was lost,
+// may offer them.
+type Damaged struct {
+	OID     kml.OID
+	Version kml.Position
+}
+
 // SnapBegin opens a snapshot: the tree under OID as it was at Position. CRC is
 // the chain's after that record, so that a reader can follow the feed from there.
 type SnapBegin struct {
@@ -174,6 +182,7 @@ func (*Record) kind() Kind     { return KindRecord }
 func (*RecordData) kind() Kind { return KindRecordData }
 func (*Heartbeat) kind() Kind  { return KindHeartbeat }
 func (*Changing) kind() Kind   { return KindChanging }
+func (*Damaged) kind() Kind    { return KindDamaged }
 func (*SnapBegin) kind() Kind  { return KindSnapBegin }
 func (*Entry) kind() Kind      { return KindEntry }
 func (*EntryData) kind() Kind  { return KindEntryData }
@@ -283,6 +292,19 @@ func (m *Changing) parse(b []byte) error {
 		return err
 	}
 	m.OID = kml.OID(le.Uint64(b))
+	return nil
+}
+
+func (m *Damaged) append(b []byte) ([]byte, error) {
+	b = le.AppendUint64(b, uint64(m.OID))
+	return le.AppendUint64(b, uint64(m.Version)), nil
+}
+
+func (m *Damaged) parse(b []byte) error {
+	if err := fixed(b, 16); err != nil {
+		return err
+	}
+	m.OID, m.Version = kml.OID(le.Uint64(b)), kml.Position(le.Uint64(b[8:]))
 	return nil
 }
 

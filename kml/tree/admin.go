@@ -66,8 +66,8 @@ func (t *Tree) PathOf(oid kml.OID) (string, error) {
 	return "/" + p, nil
 }
 
-// DamagedText is the damaged files as text, a line each: the oid, a path, quoted as
-// in Go, and what happened.
+// DamagedText is the damaged files as text, a line each: the oid, the version whose
+// contents are missing, a path, quoted as in Go, and what happened.
 func (t *Tree) DamagedText() []byte {
 	var b []byte
 	for _, d := range t.Damaged() {
@@ -75,7 +75,7 @@ func (t *Tree) DamagedText() []byte {
 		if errors.Is(err, ErrNotFound) {
 			continue
 		}
-		b = fmt.Appendf(b, "%v %q %s\n", d.OID, p, d.Reason)
+		b = fmt.Appendf(b, "%v %v %q %s\n", d.OID, d.Version, p, d.Reason)
 	}
 	return b
 }

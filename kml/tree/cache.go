@@ -113,6 +113,7 @@ type Cache struct {
 	locks   *lockTable
 	objects cacheObjects
 	watch   watchers
+	keep    keeping
 	noClone atomic.Bool // blocks cannot be shared on this file system
 
 	amu     sync.Mutex // records, listings and presence go in one at a time
@@ -198,6 +199,7 @@ func (c *Cache) openParts() error {
 	if err := c.checkClean(); err != nil {
 		return err
 	}
+	c.keep.m = loadKept(c.state.Path(keptFile))
 	if c.log, err = local.Open(c.state.Path("local")); err != nil {
 		return err
 	}
@@ -250,6 +252,9 @@ func (c *Cache) checkClean() error {
 
 // dropFiles removes the bytes of all versions of the master's.
 func (c *Cache) dropFiles() error {
+	if err := os.Remove(c.state.Path(keptFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	root := c.state.Path("objects")
 	return filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || strings.HasSuffix(p, localSuffix) {

@@ -287,11 +287,11 @@ func (f *Fill) Apply(pos kml.Position, entries []SnapshotEntry, whole bool) erro
 	}
 	return c.index.Load().Update(func(b *Batch) error {
 		top := entries[0].Record
-		if err := putEntry(b, pos, entries[0], true); err != nil {
+		if err := c.putEntry(b, pos, entries[0], true); err != nil {
 			return err
 		}
 		if whole {
-			if err := putNames(b, pos, top.OID, entries[1:]); err != nil {
+			if err := c.putNames(b, pos, top.OID, entries[1:]); err != nil {
 				return err
 			}
 		}
@@ -308,7 +308,7 @@ func (f *Fill) Apply(pos kml.Position, entries []SnapshotEntry, whole bool) erro
 }
 
 // putNames makes the names in a folder those of the entries.
-func putNames(b *Batch, pos kml.Position, folder kml.OID, entries []SnapshotEntry) error {
+func (c *Cache) putNames(b *Batch, pos kml.Position, folder kml.OID, entries []SnapshotEntry) error {
 	there := make(map[string]bool, len(entries))
 	for _, e := range entries {
 		there[e.Record.Name] = true
@@ -326,7 +326,7 @@ func putNames(b *Batch, pos kml.Position, folder kml.OID, entries []SnapshotEntr
 		after = es[len(es)-1].Name
 	}
 	for _, e := range entries {
-		if err := putEntry(b, pos, e, false); err != nil {
+		if err := c.putEntry(b, pos, e, false); err != nil {
 			return err
 		}
 		n := Name{folder, e.Record.Name}
@@ -348,7 +348,7 @@ func putNames(b *Batch, pos kml.Position, folder kml.OID, entries []SnapshotEntr
 }
 
 // putEntry brings one object up to pos. What is known as of later stays.
-func putEntry(b *Batch, pos kml.Position, e SnapshotEntry, top bool) error {
+func (c *Cache) putEntry(b *Batch, pos kml.Position, e SnapshotEntry, top bool) error {
 	r := e.Record
 	old, err := b.Get(r.OID)
 	if err == nil && old.Known >= pos {
@@ -372,6 +372,7 @@ func putEntry(b *Batch, pos kml.Position, e SnapshotEntry, top bool) error {
 	if n.DataVersion != e.DataVersion {
 		n.DataVersion, n.Whole, n.Present, n.Content = e.DataVersion, false, nil, 0
 		n.DataOrigin = kml.Origin{}
+		c.takeUp(&n)
 	}
 	if top || n.Parent == 0 {
 		n.Parent, n.Name = r.Parent, r.Name
@@ -384,12 +385,17 @@ func putEntry(b *Batch, pos kml.Position, e SnapshotEntry, top bool) error {
 
 // Reset forgets everything that is not of this host's making: the master's
 // history is another one, or the cache has fallen too far behind. Bytes written
-// here stay. The cursor goes to pos, from where the caller follows.
+// here stay; so do those of versions, which are used again where the master turns
+// out to have the same. The cursor goes to pos, from where the caller follows.
 func (c *Cache) Reset(pos kml.Position, crc uint32) error {
 	c.amu.Lock()
 	defer c.amu.Unlock()
 	old := c.index.Load()
 	changes := c.everything(old)
+	if err := c.keepFiles(old); err != nil {
+		return err
+	}
+	fault.Point("cache.kept")
 	path := c.state.Path("index.db")
 	if err := os.Remove(path); err != nil {
 		return err
@@ -413,17 +419,12 @@ func (c *Cache) Reset(pos kml.Position, crc uint32) error {
 	c.objects.each(func(o *cacheObject) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		if o.vf != nil {
-			c.dropVersion(o, o.vf.version)
-		}
+		o.forget()
 		if !o.local {
 			was, _ := old.Get(o.oid)
 			o.leave(was)
 		}
 	})
-	if err := c.dropFiles(); err != nil {
-		return err
-	}
 	c.recent = nil
 	for _, ch := range changes {
 		c.watch.emit(ch)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/internal/testutil"
+	"github.com/mezzofs/mezzo/internal/testutil/disk"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -32,6 +33,13 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if is, err := disk.Serve(os.Stdin, os.Stdout); is {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if op := os.Getenv(stepOp); op != "" {
 		if err := stepMain(os.Getenv(crashDir), op); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -40,8 +40,11 @@ type damage struct {
 	path string
 	n    atomic.Int64 // entries: nearly always none
 
-	mu sync.Mutex
-	m  map[kml.OID]Damaged
+	mu    sync.Mutex
+	m     map[kml.OID]Damaged
+	seq   uint64             // of the last that was found
+	found map[kml.OID]uint64 // when, as of seq
+	more  chan struct{}      // closed when another is found
 }
 
 type damageFile struct {
@@ -52,7 +55,7 @@ type damageFile struct {
 const damageVersion = 1
 
 func openDamage(path string) (*damage, error) {
-	d := &damage{path: path, m: make(map[kml.OID]Damaged)}
+	d := &damage{path: path, m: make(map[kml.OID]Damaged), found: make(map[kml.OID]uint64), more: make(chan struct{})}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return d, nil
@@ -68,7 +71,8 @@ func openDamage(path string) (*damage, error) {
 		return nil, fmt.Errorf("%s: version %d: %w", path, f.Version, kml.ErrNewer)
 	}
 	for _, x := range f.Files {
-		d.m[x.OID] = x
+		d.seq++
+		d.m[x.OID], d.found[x.OID] = x, d.seq
 	}
 	d.n.Store(int64(len(d.m)))
 	return d, nil
@@ -93,8 +97,11 @@ func (d *damage) add(xs ...Damaged) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, x := range xs {
-		d.m[x.OID] = x
+		d.seq++
+		d.m[x.OID], d.found[x.OID] = x, d.seq
 	}
+	close(d.more)
+	d.more = make(chan struct{})
 	return d.save()
 }
 
@@ -108,11 +115,31 @@ func (d *damage) clear(oids ...kml.OID) error {
 	before := len(d.m)
 	for _, oid := range oids {
 		delete(d.m, oid)
+		delete(d.found, oid)
 	}
 	if len(d.m) == before {
 		return nil
 	}
 	return d.save()
+}
+
+// since lists what was found after seq, which is 0 for all, in the order in which
+// it was. last is the seq to go on from, and more is closed at the next find.
+func (d *damage) since(seq uint64) (list []Damaged, last uint64, more <-chan struct{}) {
+	if d == nil {
+		return nil, seq, nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.seq > seq {
+		for oid, at := range d.found {
+			if at > seq {
+				list = append(list, d.m[oid])
+			}
+		}
+		slices.SortFunc(list, func(a, b Damaged) int { return cmp.Compare(d.found[a.OID], d.found[b.OID]) })
+	}
+	return list, d.seq, d.more
 }
 
 func (d *damage) list() []Damaged {
@@ -215,27 +242,6 @@ func (t *Tree) Damaged() []Damaged {
 		_, err := t.index.Get(d.OID)
 		return errors.Is(err, ErrNotFound)
 	})
-}
-
-// Mend gives a damaged file its contents back: staged is the path of a file in
-// Stage with bytes of the version it had or of a newer one. They become a store,
-// so that everybody has them. A file that is not damaged is ENOENT.
-func (t *Tree) Mend(ctx context.Context, oid kml.OID, staged string) error {
-	if _, bad := t.damage.has(oid); !bad {
-		return fmt.Errorf("object %v is not damaged: %w", oid, syscall.ENOENT)
-	}
-	o, err := t.index.Get(oid)
-	if err != nil {
-		return orErrno(err, ErrNotFound, syscall.ESTALE, 0)
-	}
-	var st unix.Stat_t
-	if err := unix.Lstat(staged, &st); err != nil {
-		return fmt.Errorf("%s: %w", staged, err)
-	}
-	r := t.record(nil, kml.OpStore)
-	r.OID, r.Base.Pos, r.Flags = oid, o.DataVersion, kml.FlagRecovered
-	r.Attr = kml.Attr{Size: uint64(st.Size), Mtime: o.Attr.Mtime}
-	return t.replace(ctx, nil, r, staged)
 }
 
 // AcceptDamaged makes what is on the disk of a damaged file its newest version;

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/internal/fault"
+	"github.com/mezzofs/mezzo/internal/testutil/disk"
 	"github.com/mezzofs/mezzo/kml"
 )
 
@@ -103,9 +104,9 @@ func operations(t *testing.T, tr *Tree, tag string) map[string]func() error {
 // TestDiskFull has every operation run into a full disk: it works or says ENOSPC,
 // log and tree agree, and all goes on when there is room again.
 func TestDiskFull(t *testing.T) {
-	d := newDiskOf(t, "ext4", 64<<20, nil)
-	t.Cleanup(func() { d.unmount(t) })
-	dir, filler := filepath.Join(d.mnt, "tree"), filepath.Join(d.mnt, "filler")
+	d := disk.NewOf(t, "ext4", 64<<20, nil)
+	t.Cleanup(func() { d.Unmount(t) })
+	dir, filler := filepath.Join(d.Mnt, "tree"), filepath.Join(d.Mnt, "filler")
 	ok(t, os.Mkdir(dir, 0o755))
 	ok(t, Init(dir, Options{NoWatch: true}))
 	tr := must[*Tree](t)(Open(dir, Options{NoWatch: true}))
@@ -141,7 +142,7 @@ func TestDiskFull(t *testing.T) {
 		t.Errorf("only %d operations found the disk full", full)
 	}
 	ok(t, os.Remove(filler))
-	mnt := must[*os.File](t)(os.Open(d.mnt))
+	mnt := must[*os.File](t)(os.Open(d.Mnt))
 	ok(t, unix.Syncfs(int(mnt.Fd()))) // its blocks are free once the journal says so
 	ok(t, mnt.Close())
 	ok(t, tr.Commit(ctx))

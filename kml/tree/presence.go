@@ -439,12 +439,19 @@ func (c *Cache) newer(ctx context.Context, v kml.Position, err error) error {
 // dropVersion forgets the bytes of a version that is past: those who have it
 // open keep them. The caller holds o.mu.
 func (c *Cache) dropVersion(o *cacheObject, v kml.Position) {
-	if o.vf != nil {
-		o.vf.mu.Lock()
-		o.vf.dropped = true
-		o.vf.mu.Unlock()
-		o.vf.release()
-		o.vf = nil
-	}
+	o.forget()
 	_ = unix.Unlink(c.objectPath(o.oid, v))
+}
+
+// forget gives up the file of the present version; those who have it open keep
+// it. The caller holds o.mu.
+func (o *cacheObject) forget() {
+	if o.vf == nil {
+		return
+	}
+	o.vf.mu.Lock()
+	o.vf.dropped = true
+	o.vf.mu.Unlock()
+	o.vf.release()
+	o.vf = nil
 }

@@ -140,6 +140,9 @@ func (r *Replica) open() (err error) {
 			return err
 		}
 	}
+	if err := r.openLost(); err != nil {
+		return err
+	}
 	if r.stage, err = unix.Open(t.Stage(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
 		return err
 	}

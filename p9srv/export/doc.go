@@ -11,6 +11,7 @@
 //	feed.go snapshot.go       streams; stream.go is how both are read
 //	reint.go session.go check.go stage.go
 //	                          a client's changes, and contents on their way
+//	mend.go                   contents of damaged files that a client still has
 //	version.go text.go clients.go
 //
 // What the files of the extension say is in mezzo-9p(7).
@@ -38,6 +39,6 @@
 //
 // File.mu and extFile.mu are held for reading while their handle is used and for
 // writing to open and close it; a lock that waits holds neither. Below them are
-// Journal.smu, clients.mu above client.mu, stage.mu, textLog.mu, and the locks
+// Journal.smu, clients.mu above client.mu, stage.mu, mending.mu, textLog.mu, and the locks
 // of the FS. File.placeMu and lockHolder.mu are innermost.
 package export

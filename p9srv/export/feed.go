@@ -60,6 +60,7 @@ type feedHandle struct {
 	failed  bool
 	durable kml.Position // last told
 	beat    time.Time    // when a heartbeat was sent last
+	damaged uint64       // the last of the tree's damaged files that was told
 	buf     []byte
 }
 
@@ -114,10 +115,11 @@ func (h *feedHandle) more(ctx context.Context, b []byte, want int) ([]byte, erro
 		if err != nil {
 			return h.fail(b, err)
 		}
+		b, found := h.damage(b)
 		if b = h.heartbeat(b); len(b) > 0 {
 			return b, nil
 		}
-		if err := h.wait(ctx, changed); err != nil {
+		if err := h.wait(ctx, changed, found); err != nil {
 			return b, err
 		}
 		if h.j.ctx.Err() != nil {
@@ -126,13 +128,25 @@ func (h *feedHandle) more(ctx context.Context, b []byte, want int) ([]byte, erro
 	}
 }
 
-// wait returns at the next change of the log, when a heartbeat is due, or when
-// the journal closes.
-func (h *feedHandle) wait(ctx context.Context, changed <-chan struct{}) error {
+// damage appends which files were found damaged since the last look. found is
+// closed at the next find.
+func (h *feedHandle) damage(b []byte) (_ []byte, found <-chan struct{}) {
+	list, last, found := h.j.t.DamagedSince(h.damaged)
+	h.damaged = last
+	for _, d := range list {
+		b, _ = feed.Append(b, &feed.Damaged{OID: d.OID, Version: d.Version})
+	}
+	return b, found
+}
+
+// wait returns at the next change of the log, when a file is found damaged, when
+// a heartbeat is due, or when the journal closes.
+func (h *feedHandle) wait(ctx context.Context, changed, found <-chan struct{}) error {
 	timer := time.NewTimer(h.beat.Add(h.j.o.Heartbeat).Sub(h.j.o.Now()))
 	defer timer.Stop()
 	select {
 	case <-changed:
+	case <-found:
 	case <-timer.C:
 	case <-h.j.ctx.Done():
 	case <-ctx.Done():

@@ -67,6 +67,7 @@ type Journal struct {
 
 	text    *textLog
 	stage   *stage
+	mending mending
 	clients clients
 
 	// smu guards sites, the session of each site that may apply records, and the
@@ -90,6 +91,10 @@ func NewJournal(t *tree.Tree, o JournalOptions) (*Journal, error) {
 	j.text = &textLog{log: t.Log(), path: t.State().Path("log.txt")}
 	var err error
 	if j.stage, err = openStage(t.Stage(), o.StageQuota); err != nil {
+		j.cancel()
+		return nil, err
+	}
+	if err := dropMends(t.Stage()); err != nil {
 		j.cancel()
 		return nil, err
 	}
@@ -136,7 +141,9 @@ const (
 
 	idCtl     = 13
 	idDamaged = 14
+	idMend    = 15
 
+	idMends    = uint64(1) << 40 // and half a hash of the oid
 	idUploads  = uint64(1) << 41 // and a hash of site and seq
 	idVersions = uint64(1) << 42 // and a hash of the oid
 )
@@ -170,6 +177,7 @@ func (j *Journal) entries() []entry {
 		{RightRead, tree.ExtNode{Name: "status", ID: idStatus, Mode: file | 0o444, Text: true, Size: textSize(j.status), Open: j.openText(RightRead, "status", j.status)}},
 		{RightFollow, tree.ExtNode{Name: "clients", ID: idClients, Mode: file | 0o444, Text: true, Size: textSize(j.clientLines), Open: j.openText(RightFollow, "clients", j.clientLines)}},
 		{RightFollow, tree.ExtNode{Name: "damaged", ID: idDamaged, Mode: file | 0o444, Text: true, Size: textSize(j.t.DamagedText), Open: j.openText(RightFollow, "damaged", j.t.DamagedText)}},
+		{RightWrite, tree.ExtNode{Name: "mend", ID: idMend, Mode: folder | 0o777, Dir: mendDir{j}}},
 		{RightAdmin, tree.ExtNode{Name: "ctl", ID: idCtl, Mode: file | 0o200, Open: j.openCtl}},
 	}
 }

@@ -250,12 +250,17 @@ func (s *stage) grow(h *stageHandle, size int64) error {
 	if h.gen != f.gen || s.files[h.u] != f {
 		return syscall.ESTALE
 	}
-	if more := size - f.size; more > 0 {
-		if s.bytes+more > s.quota && s.bytes > f.size {
+	return s.reserve(&f.size, size)
+}
+
+// reserve is grow for a part of the quota. The caller holds mu.
+func (s *stage) reserve(part *int64, size int64) error {
+	if more := size - *part; more > 0 {
+		if s.bytes+more > s.quota && s.bytes > *part {
 			return syscall.EDQUOT
 		}
 		s.bytes += more
-		f.size = size
+		*part = size
 	}
 	return nil
 }

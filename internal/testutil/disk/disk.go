@@ -1,4 +1,4 @@
-package tree
+package disk
 
 import (
 	"math/rand/v2"
@@ -12,23 +12,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// disk is a file system on a loop device.
-type disk struct {
-	img, mnt, kind, opts string
+// Disk is a file system on a loop device, mounted. It is for one goroutine, but
+// for CutPower.
+type Disk struct {
+	Mnt  string // where it is mounted
+	Lost int    // writes that did not come to a lossy disk so far
 
-	// rnd: its power is cut at the disk, which loses what it had not flushed; nil:
-	// at the file system, which is told to stop.
-	rnd   *rand.Rand
-	lossy *lossyFile // while it is mounted
-	lost  int        // writes that did not come to the disk
+	img, kind, opts string
+	rnd             *rand.Rand // of a lossy disk
+	lossy           *lossy     // while it is mounted
 }
 
-func newDisk(t *testing.T, kind string) *disk {
+// size is that of a disk, in bytes, where a test has no wish.
+const size = 400 << 20
+
+// New makes and mounts a file system of a kind (ext4, xfs, btrfs). It is unmounted
+// at the end of the test. The test is skipped where it cannot be.
+func New(t testing.TB, kind string) *Disk {
 	t.Helper()
-	return newDiskOf(t, kind, 400<<20, nil)
+	return NewOf(t, kind, size, nil)
 }
 
-func newDiskOf(t *testing.T, kind string, size int64, rnd *rand.Rand) *disk {
+// NewOf is New with a size in bytes. Where losing is not nil the power is cut at
+// the disk, which loses what it says of what was not flushed; else at the file
+// system, which is told to stop.
+func NewOf(t testing.TB, kind string, size int64, losing *rand.Rand) *Disk {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
@@ -37,7 +45,7 @@ func newDiskOf(t *testing.T, kind string, size int64, rnd *rand.Rand) *disk {
 	if err != nil {
 		t.Skipf("no mkfs.%s here", kind)
 	}
-	d := &disk{img: filepath.Join(t.TempDir(), "img"), mnt: t.TempDir(), kind: kind, rnd: rnd}
+	d := &Disk{img: filepath.Join(t.TempDir(), "img"), Mnt: t.TempDir(), kind: kind, rnd: losing}
 	f, err := os.Create(d.img)
 	ok(t, err)
 	ok(t, f.Truncate(size))
@@ -53,35 +61,46 @@ func newDiskOf(t *testing.T, kind string, size int64, rnd *rand.Rand) *disk {
 	if out, err := exec.Command(mkfs, args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v: %s", mkfs, err, out)
 	}
-	d.mount(t)
+	d.Mount(t)
 	t.Cleanup(func() {
 		if d.lossy == nil || t.Failed() {
-			_ = unix.Unmount(d.mnt, unix.MNT_DETACH)
+			_ = unix.Unmount(d.Mnt, unix.MNT_DETACH)
+			if d.lossy != nil {
+				d.lossy.abandon()
+			}
 			return
 		}
-		d.unmount(t)
+		d.Unmount(t)
 	})
 	return d
 }
 
-func (d *disk) mount(t *testing.T) {
+func ok(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Mount mounts what was unmounted.
+func (d *Disk) Mount(t testing.TB) {
 	t.Helper()
 	if d.rnd != nil {
-		d.lossy = newLossy(t, d.img, d.rnd)
+		d.lossy = newLossy(t, d.img, d.Mnt, d.rnd.Uint64())
 	}
-	if out, err := exec.Command("mount", "-t", d.kind, "-o", "loop"+d.opts, d.device(), d.mnt).CombinedOutput(); err != nil {
+	if out, err := exec.Command("mount", "-t", d.kind, "-o", "loop"+d.opts, d.device(), d.Mnt).CombinedOutput(); err != nil {
 		t.Fatalf("mount: %v: %s", err, out)
 	}
 }
 
-// unmount ends when the file system is gone. It may live on for a while in a mount
+// Unmount ends when the file system is gone. It may live on for a while in a mount
 // namespace that another process made of this one meanwhile, and a mount of the
 // image would then be the one that was shut down. The loop device goes with it.
-func (d *disk) unmount(t *testing.T) {
+func (d *Disk) Unmount(t testing.TB) {
 	t.Helper()
 	end := time.Now().Add(2 * time.Minute)
 	for {
-		err := unix.Unmount(d.mnt, 0)
+		err := unix.Unmount(d.Mnt, 0)
 		if err == nil {
 			break
 		}
@@ -99,12 +118,12 @@ func (d *disk) unmount(t *testing.T) {
 	}
 	if d.lossy != nil {
 		d.lossy.close(t)
-		d.lost += d.lossy.dropped
+		d.lossy = nil
 	}
 }
 
 // device is the file that the loop device has.
-func (d *disk) device() string {
+func (d *Disk) device() string {
 	if d.lossy != nil {
 		return d.lossy.path()
 	}
@@ -112,7 +131,7 @@ func (d *disk) device() string {
 }
 
 // attached says that a loop device has the image.
-func (d *disk) attached(t *testing.T) bool {
+func (d *Disk) attached(t testing.TB) bool {
 	t.Helper()
 	all, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	ok(t, err)
@@ -124,16 +143,17 @@ func (d *disk) attached(t *testing.T) bool {
 	return false
 }
 
-// cutPower shuts the file system down without writing its journal out:
-// EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN with their NOLOGFLUSH flag.
-func (d *disk) cutPower(t *testing.T) {
+// CutPower shuts the file system down without writing its journal out:
+// EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN with their NOLOGFLUSH flag. A lossy disk
+// fails from now on. It is to be unmounted and mounted again then.
+func (d *Disk) CutPower(t testing.TB) {
 	t.Helper()
 	if d.lossy != nil {
-		d.lossy.cut(t)
+		d.Lost += d.lossy.cut(t)
 		return
 	}
 	const shutdown, noLogFlush = 0x8004587d, 2
-	f, err := os.Open(d.mnt)
+	f, err := os.Open(d.Mnt)
 	ok(t, err)
 	defer f.Close()
 	ok(t, unix.IoctlSetPointerInt(int(f.Fd()), shutdown, noLogFlush))

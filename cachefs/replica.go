@@ -189,7 +189,7 @@ func (r *Replica) connect(ctx context.Context) (*upstream, error) { return r.con
 
 // connectAs is connect with other options.
 func (r *Replica) connectAs(ctx context.Context, o *Options) (_ *upstream, err error) {
-	up := &upstream{o: o}
+	up := &upstream{o: o, pace: newPacer(func() int { return 0 })}
 	up.ctx, up.cancel = context.WithCancel(r.ctx)
 	defer func() {
 		if err != nil {

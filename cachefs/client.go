@@ -3,6 +3,7 @@ package cachefs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"sync"
@@ -48,6 +49,17 @@ type Options struct {
 	// link, close waits until the store is durable here.
 	Sync bool
 
+	// Bandwidth is how many bytes a second go each way at most, MinBandwidth or
+	// more; 0 is no limit. What is small goes before contents that are not asked
+	// for at once.
+	Bandwidth int64
+
+	// Aging is how old a change is before it is sent: what was made and removed
+	// again, or written over, until then never is. What somebody waits for (fsync,
+	// Sync, changes by which programs exclude each other) is sent at once, with
+	// all before it.
+	Aging time.Duration
+
 	dial dialer  // nil: p9srv/client
 	as   *uint32 // who attaches; nil: the user of the process
 	asIs bool    // tests: the local log is sent as it is
@@ -56,6 +68,9 @@ type Options struct {
 func (o *Options) fill() error {
 	if o.Dir == "" || o.Addr == "" {
 		return errors.New("a client needs a folder for its cache and the address of its master")
+	}
+	if o.Bandwidth != 0 && o.Bandwidth < MinBandwidth {
+		return fmt.Errorf("a limit of %d bytes a second is less than %d", o.Bandwidth, MinBandwidth)
 	}
 	if o.Host == "" {
 		h, err := os.Hostname()
@@ -93,7 +108,10 @@ type Client struct {
 	log     *slog.Logger
 	cache   *tree.Cache
 	push    pusher
-	pace    *pacer
+	out     *rate   // what goes to the master
+	in      *rate   // and what comes
+	pace    *pacer  // of contents that go
+	read    *pacer  // and of those that come
 	settled settled // pushLoop's
 	lists   flights
 
@@ -135,7 +153,10 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 	// The client lives until Close, whatever the context of who opened it.
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.push.init()
-	c.pace = newPacer(func() int { return 0 })
+	c.push.aging, c.push.now = o.Aging, o.Now
+	c.out, c.in = newRate(o.Bandwidth), newRate(o.Bandwidth)
+	c.pace = newPacer(func() int { return int(c.out.get()) })
+	c.read = newPacer(func() int { return int(c.in.get()) })
 	var err error
 	c.cache, err = tree.OpenCache(o.Dir, tree.CacheOptions{Upstream: c, Now: o.Now, Logger: o.Logger, WholeMax: o.WholeMax,
 		StoreIdle: o.StoreIdle, StoreBusy: o.StoreBusy, SyncClose: o.Sync})

@@ -23,10 +23,10 @@ type link9P struct {
 }
 
 // dial9P connects, attaches and finds the journal extension.
-func dial9P(ctx context.Context, o *Options) (link, error) {
+func dial9P(ctx context.Context, o *Options, wrap wrapper) (link, error) {
 	ctx, cancel := context.WithTimeout(ctx, setupTime)
 	defer cancel()
-	conn, err := client.Dial(ctx, o.Addr, client.Options{Timeout: o.Dead})
+	conn, err := client.Dial(ctx, o.Addr, client.Options{Timeout: o.Dead, Wrap: wrap})
 	if err != nil {
 		var v *client.VersionError
 		if errors.Is(err, client.ErrNot9P) || errors.Is(err, client.ErrProtocol) || errors.As(err, &v) {
@@ -106,6 +106,9 @@ func (l *link9P) Statfs(ctx context.Context) (tree.Statfs, error) {
 		Blocks: s.Blocks, Bfree: s.BlocksFree, Bavail: s.BlocksAvailable, Files: s.Files, Ffree: s.FilesFree,
 		FsidLow: uint32(s.FSID), FsidHigh: uint32(s.FSID >> 32)}, nil
 }
+
+// Heard is link's.
+func (l *link9P) Heard() uint64 { return l.conn.Heard() }
 
 // Close is link's.
 func (l *link9P) Close() error { return l.conn.Close() }

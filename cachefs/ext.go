@@ -28,11 +28,13 @@ type Status struct {
 	Durable   kml.Position // at the master, as last heard
 	Heard     time.Time    // from the master; zero: never
 	Why       string       // why there is no link
-	OpenDirty int          // files written since their last store
-	Unsent    int          // changes the master has not decided on
-	Outbox    int          // changes kept until they are durable there
-	Waiting   []Note       // changes that the master refuses, and that are tried again
-	Notes     []Note       // changes that were refused
+	Bandwidth int64        // bytes a second each way at most; 0: no limit
+	Aging     time.Duration
+	OpenDirty int    // files written since their last store
+	Unsent    int    // changes the master has not decided on
+	Outbox    int    // changes kept until they are durable there
+	Waiting   []Note // changes that the master refuses, and that are tried again
+	Notes     []Note // changes that were refused
 }
 
 // Status may be called at any time.
@@ -47,6 +49,10 @@ func (c *Client) Status() Status {
 		}
 	}
 	s.Waiting = c.push.waiting()
+	s.Bandwidth = c.out.get()
+	c.push.mu.Lock()
+	s.Aging = c.push.aging
+	c.push.mu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.State, s.End, s.Durable, s.Heard = c.state, c.end, c.durable, c.heard
@@ -76,6 +82,12 @@ func (s Status) String() string {
 	line("open_dirty", s.OpenDirty)
 	line("unsent", s.Unsent)
 	line("outbox", s.Outbox)
+	if s.Bandwidth > 0 {
+		line("bwlimit", s.Bandwidth)
+	}
+	if s.Aging > 0 {
+		line("aging", s.Aging)
+	}
 	if s.Why != "" {
 		line("why", strings.ReplaceAll(s.Why, "\n", " "))
 	}

@@ -164,7 +164,9 @@ func (c *Client) position(ctx context.Context) (kml.Position, error) {
 
 // startOver begins the cache anew from a snapshot of the root.
 func (c *Client) startOver(ctx context.Context, up *upstream) (kml.Position, uint32, error) {
+	up.setup.Stop() // a large folder takes its time on a slow link; each piece has its own bound
 	s, err := c.snapshot(ctx, up, kml.RootOID, 1)
+	up.setup.Reset(4 * setupTime)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -257,9 +259,7 @@ func (s *source) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	}
 	bound, stop := s.up.bind(ctx)
 	defer stop()
-	bound, cancel := context.WithTimeout(bound, callTime)
-	defer cancel()
-	n, err := s.f.ReadAt(bound, p, off)
+	n, err := s.c.read.readAt(bound, s.f, p, off)
 	return n, s.up.down(ctx, err)
 }
 

@@ -1,8 +1,8 @@
 package cachefs
 
 import (
-	"context"
 	"fmt"
+	"time"
 
 	"github.com/mezzofs/mezzo/kml"
 	"github.com/mezzofs/mezzo/kml/feed"
@@ -12,13 +12,21 @@ import (
 // why it did. Silence for longer than Dead is an end.
 func (c *Client) follow(up *upstream) error {
 	var buf []byte
+	quiet := make(chan struct{})
+	defer func() { <-quiet }()
+	defer up.close()
+	silent := false
+	go func() { // ends with up
+		defer close(quiet)
+		silent = up.silence(c.o.Dead)
+	}()
 	for {
-		ctx, cancel := context.WithTimeout(up.ctx, c.o.Dead)
-		m, err := up.feed.next(ctx)
-		quiet := ctx.Err() != nil && up.ctx.Err() == nil
-		cancel()
-		if quiet && err != nil {
-			return fmt.Errorf("nothing was heard for %v", c.o.Dead)
+		m, err := up.feed.next(up.ctx)
+		if err != nil && up.ctx.Err() != nil {
+			<-quiet
+			if silent {
+				return fmt.Errorf("nothing was heard for %v", c.o.Dead)
+			}
 		}
 		if err != nil {
 			return err
@@ -42,6 +50,31 @@ func (c *Client) follow(up *upstream) error {
 			return err
 		}
 		c.caughtUp(up)
+	}
+}
+
+// silence closes the link when no byte of the feed has come for d, and returns
+// true, or waits until it ends otherwise. The bytes of a large answer on a slow
+// link are no silence.
+func (u *upstream) silence(d time.Duration) bool {
+	const parts = 8
+	t := time.NewTicker(max(d/parts, 1))
+	defer t.Stop()
+	last, quiet := u.streams.Heard(), 0
+	for {
+		select {
+		case <-t.C:
+		case <-u.ctx.Done():
+			return false
+		}
+		now := u.streams.Heard()
+		if quiet++; now != last {
+			last, quiet = now, 0
+		}
+		if quiet >= parts {
+			u.close()
+			return true
+		}
 	}
 }
 

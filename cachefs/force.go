@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -67,6 +68,10 @@ func (c *Client) allowed() bool {
 
 // control does what a line that was written to ctl says.
 func (c *Client) control(ctx context.Context, line string) error {
+	words := strings.Fields(line)
+	if len(words) == 2 {
+		return c.adjust(words[0], words[1])
+	}
 	switch strings.TrimSpace(line) {
 	case "offline":
 		return c.SetOffline(true)
@@ -77,11 +82,31 @@ func (c *Client) control(ctx context.Context, line string) error {
 			return err
 		}
 		c.push.retry()
+		c.hurry()
 		return nil
 	case "sync":
 		return c.Sync(ctx)
 	}
-	return fmt.Errorf("ctl: %q is none of offline, online, push and sync: %w", line, syscall.EINVAL)
+	return fmt.Errorf("ctl: %q is none of offline, online, push, sync, bwlimit N and aging TIME: %w", line, syscall.EINVAL)
+}
+
+// adjust changes an option of a client that runs.
+func (c *Client) adjust(word, value string) error {
+	switch word {
+	case "bwlimit":
+		n, err := ParseBandwidth(value)
+		if err != nil {
+			return fmt.Errorf("ctl: bwlimit: %w: %w", err, syscall.EINVAL)
+		}
+		return c.SetBandwidth(n)
+	case "aging":
+		d, err := time.ParseDuration(value)
+		if err != nil {
+			return fmt.Errorf("ctl: aging: %w: %w", err, syscall.EINVAL)
+		}
+		return c.SetAging(d)
+	}
+	return fmt.Errorf("ctl: %q takes no value: %w", word, syscall.EINVAL)
 }
 
 // ctlNode is the file that takes commands, from who runs the client and root.

@@ -99,6 +99,10 @@ func (p *pusher) gather(up *upstream, l *local.Log, top func(*kml.Record) kml.OI
 			break
 		}
 		for _, e := range es {
+			if p.young(e) {
+				g.full = true
+				break
+			}
 			if g.look(e); g.full {
 				break
 			}

@@ -16,7 +16,15 @@ func (c *Client) optimize(up *upstream) error {
 	p.mu.Lock()
 	first := p.link != up
 	p.mu.Unlock()
-	if !first || c.o.asIs {
+	if !first {
+		return nil
+	}
+	return c.trim()
+}
+
+// trim takes out of the local log what can be done without.
+func (c *Client) trim() error {
+	if c.o.asIs {
 		return nil
 	}
 	l := c.cache.Local()
@@ -29,7 +37,7 @@ func (c *Client) optimize(up *upstream) error {
 			return nil
 		}
 		id = es[len(es)-1].ID
-		n, err := c.cache.Optimize(es, p.waitedFor)
+		n, err := c.cache.Optimize(es, c.push.waitedFor)
 		if err != nil {
 			return err
 		}

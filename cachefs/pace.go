@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// pacer bounds how many bytes are on their way to the master and not answered,
-// so that what is small does not wait behind what is large, a write is answered
+// pacer bounds how many bytes are on their way to the master and not answered, or
+// asked for and not here, so that what is small does not wait behind what is large, a write is answered
 // long before the link counts as dead, and nobody has to say how fast the link
 // is: the window grows while answers come within paceFast and shrinks when they
 // take longer than paceSlow.
@@ -28,8 +28,8 @@ type pacer struct {
 const (
 	paceLeast = 4 << 10
 	paceFirst = 128 << 10
-	paceMost  = 4 << 20
-	pieceMost = 256 << 10
+	paceMost  = 8 << 20
+	pieceMost = 1 << 20
 	paceFast  = 300 * time.Millisecond
 	paceSlow  = time.Second
 )
@@ -110,6 +110,29 @@ func (p *pacer) release(n int, took time.Duration) {
 		p.window = min(p.window+n, paceMost)
 	}
 	p.wake()
+}
+
+// readAt fills p by pieces, unless the file ends. It takes as long as the link
+// does: whether that lives is not for it to say.
+func (p *pacer) readAt(ctx context.Context, f linkFile, b []byte, off int64) (int, error) {
+	done := 0
+	for done < len(b) {
+		n, err := p.acquire(ctx, len(b)-done, false)
+		if err != nil {
+			return done, err
+		}
+		began := time.Now()
+		m, err := f.ReadAt(ctx, b[done:done+n], off+int64(done))
+		took := max(time.Since(began), 1)
+		if err != nil {
+			took = 0
+		}
+		p.release(n, took)
+		if done += m; err != nil || m < n {
+			return done, err
+		}
+	}
+	return done, nil
 }
 
 // write sends b at off by pieces.

@@ -33,7 +33,12 @@ type pusher struct {
 	slots  chan struct{}       // one for each of them that is worked on
 	moved  chan struct{}       // closed when a change goes a step on
 	batch  uint64
-	stuck  []*sending // conflicts that nobody waits for, to be settled
+	aging  time.Duration
+	now    func() time.Time
+	ripe   int64       // changes made until then are sent; nanoseconds since 1970
+	upTo   uint64      // changes up to this ID are sent however young they are
+	due    *time.Timer // wakes when the next is old enough
+	stuck  []*sending  // conflicts that nobody waits for, to be settled
 }
 
 // sending is how far a change has got. Its fields are guarded by pusher.mu.
@@ -127,6 +132,10 @@ func (c *Client) pushOnce(up *upstream) {
 		c.giveUp(up, err)
 		return
 	}
+	if err := c.age(); err != nil {
+		c.giveUp(up, err)
+		return
+	}
 	for up.ctx.Err() == nil {
 		if err := c.settleConflicts(up); err != nil {
 			c.giveUp(up, fmt.Errorf("conflicts: %w", err))
@@ -134,6 +143,9 @@ func (c *Client) pushOnce(up *upstream) {
 		}
 		batch := c.push.gather(up, c.cache.Local(), c.topOf)
 		if len(batch) == 0 {
+			c.push.mu.Lock()
+			c.alarm()
+			c.push.mu.Unlock()
 			return
 		}
 		if err := c.send(up, batch); err != nil {

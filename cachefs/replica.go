@@ -199,10 +199,10 @@ func (r *Replica) connectAs(ctx context.Context, o *Options) (_ *upstream, err e
 	}()
 	ctx, cancel := context.WithTimeout(ctx, 4*setupTime)
 	defer cancel()
-	if up.streams, err = r.o.dial(ctx, o); err != nil {
+	if up.streams, err = r.o.dial(ctx, o, nil); err != nil {
 		return nil, err
 	}
-	if up.calls, err = r.o.dial(ctx, o); err != nil {
+	if up.calls, err = r.o.dial(ctx, o, nil); err != nil {
 		return nil, err
 	}
 	return up, nil

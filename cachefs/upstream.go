@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,6 +27,8 @@ type link interface {
 	// Create makes and opens a file in a folder of the journal extension.
 	Create(ctx context.Context, flags int, names ...string) (linkFile, error)
 	Statfs(ctx context.Context) (tree.Statfs, error)
+	// Heard changes when bytes come.
+	Heard() uint64
 	Close() error
 }
 
@@ -41,8 +44,11 @@ type linkFile interface {
 	Close() error
 }
 
-// dialer makes a link.
-type dialer func(ctx context.Context, o *Options) (link, error)
+// dialer makes a link; wrap may be nil.
+type dialer func(ctx context.Context, o *Options, wrap wrapper) (link, error)
+
+// wrapper is laid around a connection.
+type wrapper func(io.ReadWriteCloser) io.ReadWriteCloser
 
 // upstream is the client's link: one connection for what waits (feed, reint),
 // one for everything else.
@@ -60,6 +66,7 @@ type upstream struct {
 	offers   *offers
 	sent     chan sentBatch // batches whose results have not come
 	inFlight int            // of them; guarded by pusher.mu
+	setup    *time.Timer    // bounds the making of the link
 
 	ctx    context.Context // ends with the link
 	cancel context.CancelFunc
@@ -123,12 +130,14 @@ func (c *Client) connect(ctx context.Context) (_ *upstream, err error) {
 			err = explain(c.o.Addr, err)
 		}
 	}()
-	ctx, cancel := context.WithTimeout(ctx, 4*setupTime)
-	defer cancel()
-	if up.streams, err = c.o.dial(ctx, &c.o); err != nil {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	up.setup = time.AfterFunc(4*setupTime, func() { cancel(context.DeadlineExceeded) })
+	defer up.setup.Stop()
+	if up.streams, err = c.o.dial(ctx, &c.o, c.limit(true)); err != nil {
 		return nil, err
 	}
-	if up.calls, err = c.o.dial(ctx, &c.o); err != nil {
+	if up.calls, err = c.o.dial(ctx, &c.o, c.limit(false)); err != nil {
 		return nil, err
 	}
 	if err := c.openFeed(ctx, up); err != nil {

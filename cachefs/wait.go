@@ -66,6 +66,7 @@ func (c *Client) submit(ctx context.Context, r *kml.Record) error {
 		p.mu.Lock()
 		s = &sending{waited: 1}
 		p.st[id] = s
+		p.upTo = max(p.upTo, id)
 		p.mu.Unlock()
 	})
 	if err != nil {
@@ -153,6 +154,13 @@ func (c *Client) Settle(ctx context.Context, e *local.Entry) error {
 	if err := c.cache.Local().Sync(e); err != nil {
 		return err
 	}
+	p.mu.Lock()
+	p.upTo = max(p.upTo, e.ID)
+	if e.Back() == 0 && !e.Gone() {
+		p.of(e) // it does not become a part of a later one
+	}
+	p.mu.Unlock()
+	p.wake()
 	for {
 		p.mu.Lock()
 		moved := p.moved
@@ -188,6 +196,7 @@ func (c *Client) Settle(ctx context.Context, e *local.Entry) error {
 // come back. The errno of what it refuses, when nothing else is left.
 func (c *Client) drain(ctx context.Context) error {
 	p := &c.push
+	c.hurry()
 	for at := uint64(0); ; {
 		cursor := c.cache.Moved()
 		p.mu.Lock()

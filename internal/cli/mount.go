@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +22,8 @@ type mountFlags struct {
 	cache      string
 	foreground bool
 	options    []string
+	bwlimit    string
+	aging      string
 }
 
 func (a *app) mountCommand() *cobra.Command {
@@ -34,6 +37,8 @@ func (a *app) mountCommand() *cobra.Command {
 	}
 	c.Flags().StringVar(&flags.cache, "cache", "", "keep the cache in `DIR`")
 	c.Flags().BoolVarP(&flags.foreground, "foreground", "f", false, "stay in the foreground")
+	c.Flags().StringVar(&flags.bwlimit, "bwlimit", "", "send and fetch `N` bytes a second at most")
+	c.Flags().StringVar(&flags.aging, "aging", "", "send changes when they are as old as `TIME`")
 	c.Flags().StringArrayVarP(&flags.options, "options", "o", nil, "mount options `OPT,...`")
 	return c
 }
@@ -45,6 +50,8 @@ type mountOptions struct {
 	sync       bool
 	hard       bool
 	cache      string
+	bandwidth  int64
+	aging      time.Duration
 }
 
 // parseMountOptions reads -o OPT,... and passes over what only mount(8), an
@@ -68,6 +75,18 @@ func parseMountOptions(lists []string) (mountOptions, error) {
 			o.readOnly = true
 		case "allow_other":
 			o.allowOther = true
+		case "bwlimit":
+			n, err := cachefs.ParseBandwidth(value)
+			if err != nil {
+				return o, usagef("bwlimit: %v", err)
+			}
+			o.bandwidth = n
+		case "aging":
+			d, err := time.ParseDuration(value)
+			if err != nil || d < 0 {
+				return o, usagef("aging: %q is not a time, as 30s", value)
+			}
+			o.aging = d
 		case "cache":
 			if value == "" {
 				return o, usagef("-o cache: wants a folder")
@@ -83,7 +102,7 @@ func parseMountOptions(lists []string) (mountOptions, error) {
 }
 
 func (a *app) mount(ctx context.Context, where, mnt string, flags *mountFlags) error {
-	o, err := parseMountOptions(flags.options)
+	o, err := parseMountOptions(flags.all())
 	if err != nil {
 		return err
 	}
@@ -107,6 +126,18 @@ func (a *app) mount(ctx context.Context, where, mnt string, flags *mountFlags) e
 	return errors.Join(a.serveClient(ctx, client, dir, addr, mnt, o), a.closeClient(client))
 }
 
+// all is the options, with those that have a flag of their own behind the others.
+func (f *mountFlags) all() []string {
+	all := slices.Clone(f.options)
+	if f.bwlimit != "" {
+		all = append(all, "bwlimit="+f.bwlimit)
+	}
+	if f.aging != "" {
+		all = append(all, "aging="+f.aging)
+	}
+	return all
+}
+
 // mountArgs is the command line of the process in the background.
 func (a *app) mountArgs(where, mnt string, flags *mountFlags) []string {
 	args := []string{"mount", "--foreground"}
@@ -116,7 +147,7 @@ func (a *app) mountArgs(where, mnt string, flags *mountFlags) []string {
 	if flags.cache != "" {
 		args = append(args, "--cache", flags.cache)
 	}
-	for _, o := range flags.options {
+	for _, o := range flags.all() {
 		args = append(args, "-o", o)
 	}
 	return append(args, "--", where, mnt)
@@ -193,7 +224,7 @@ func (a *app) openClient(ctx context.Context, addr address, mnt string, o mountO
 		if inside(mnt, dir) || inside(dir, mnt) {
 			return nil, &problem{Thing: dir, Err: fmt.Errorf("holds the mount point %s, or is in it", mnt), Remedy: "keep the cache elsewhere"}
 		}
-		return cachefs.Open(ctx, cachefs.Options{Dir: dir, Addr: addr.String(), Logger: a.log, Sync: o.sync, Hard: o.hard})
+		return cachefs.Open(ctx, cachefs.Options{Dir: dir, Addr: addr.String(), Logger: a.log, Sync: o.sync, Hard: o.hard, Bandwidth: o.bandwidth, Aging: o.aging})
 	}
 	if dir := o.cache; dir != "" {
 		c, err := open(dir)

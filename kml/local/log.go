@@ -437,6 +437,13 @@ func (l *Log) From(id uint64, n int) []*Entry {
 	return out
 }
 
+// Last is the highest ID that was given out.
+func (l *Log) Last() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lastID
+}
+
 // Len is how many changes there are.
 func (l *Log) Len() int {
 	l.mu.Lock()

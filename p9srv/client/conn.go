@@ -81,6 +81,9 @@ func NewConn(ctx context.Context, rwc io.ReadWriteCloser, o Options) (*Conn, err
 }
 
 func start(ctx context.Context, rwc io.ReadWriteCloser, addr string, o Options) (*Conn, error) {
+	if o.Wrap != nil {
+		rwc = o.Wrap(rwc)
+	}
 	c := &Conn{
 		rwc: rwc, addr: addr, opts: o,
 		dead:     make(chan struct{}),
@@ -106,6 +109,13 @@ func start(ctx context.Context, rwc io.ReadWriteCloser, addr string, o Options) 
 		c.wg.Go(c.monitor)
 	}
 	return c, nil
+}
+
+// Heard counts the reads that have brought something: a sign of life.
+func (c *Conn) Heard() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.heard
 }
 
 // maxVersion bounds the answer to Tversion; no version's name is longer than a

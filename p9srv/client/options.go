@@ -1,6 +1,7 @@
 package client
 
 import (
+	"io"
 	"time"
 
 	"github.com/mezzofs/mezzo/p9srv/wire"
@@ -32,6 +33,11 @@ type Options struct {
 	// Grace is how long a call whose context ended waits for the server to
 	// say whether the request was done. Zero means 1 s.
 	Grace time.Duration
+
+	// Wrap, when set, is laid around the connection before the first byte, to
+	// watch or to hold back what goes over it. Close of what it returns must end
+	// reads and writes under way and close what it was given.
+	Wrap func(io.ReadWriteCloser) io.ReadWriteCloser
 
 	// Trace, when set, is called with every message sent and received, in
 	// order for each direction, by one goroutine at a time for each direction. The frame is valid

@@ -89,6 +89,16 @@ func (a *app) kmlTruncateCommand() *cobra.Command {
 	return c
 }
 
+func (a *app) scanCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "scan [WHERE]",
+		Short: "look for changes that were made straight in a fileset's folder, now",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.command(cmd.Context(), first(args), "scan")
+		},
+	}
+}
+
 func (a *app) damagedCommand() *cobra.Command {
 	var accept []string
 	c := &cobra.Command{

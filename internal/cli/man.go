@@ -23,6 +23,7 @@ func (a *app) commands() []*cobra.Command {
 		a.mountPortCommand(),
 		a.replicateCommand(),
 		a.statusCommand(),
+		a.scanCommand(),
 		a.damagedCommand(),
 		a.offlineCommand(),
 		a.onlineCommand(),

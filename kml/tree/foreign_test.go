@@ -232,6 +232,27 @@ func TestEditsWhileRunningAreWatched(t *testing.T) {
 
 // A folder that was removed and made again behind the tree's back keeps its oid
 // and those of its names, although the tree still holds the old folder open.
+// TestNameThatCameAndWentMovesItsFolder: a lock file that is gone before anybody
+// looks leaves its folder's time behind.
+func TestNameThatCameAndWentMovesItsFolder(t *testing.T) {
+	dir := t.TempDir()
+	ok(t, Init(dir, Options{}))
+	tr, err := Open(dir, Options{NoWatch: true})
+	ok(t, err)
+	t.Cleanup(func() { ok(t, tr.Close()) })
+	d := must[Attr](t)(tr.Mkdir(ctx, nil, kml.RootOID, "d", 0o755))
+	shell(t, dir, "touch d/lock; rm d/lock")
+	ok(t, tr.reconcileName(ctx, d.OID, "lock"))
+	var st unix.Stat_t
+	ok(t, unix.Lstat(filepath.Join(dir, "d"), &st))
+	o, err := tr.index.Get(d.OID)
+	ok(t, err)
+	if o.Attr.Mtime != st.Mtim.Nano() {
+		t.Errorf("the index says %d, the folder %d", o.Attr.Mtime, st.Mtim.Nano())
+	}
+	checkAgrees(t, tr)
+}
+
 func TestFolderMadeAgainIsTheSame(t *testing.T) {
 	dir := t.TempDir()
 	ok(t, Init(dir, Options{}))

@@ -82,6 +82,10 @@ func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string, h
 
 	p, st, handle, err := lookAtName(ref.fd, name)
 	if errors.Is(err, syscall.ENOENT) {
+		if !known && !removed(ref.fd) {
+			// It came and went, which left its folder's time behind.
+			return 0, false, t.foreignChange(ctx, place{fd: ref.fd}, parent, 0)
+		}
 		if !known {
 			return 0, false, nil
 		}

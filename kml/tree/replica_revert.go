@@ -51,6 +51,9 @@ func (r *Replica) revertLocked(n Name, oid kml.OID, known, wrote bool) error {
 		if known {
 			return r.missing(ref.fd, n, oid)
 		}
+		if !removed(ref.fd) {
+			r.folderTime(n.Parent) // it came and went
+		}
 		return nil
 	}
 	if err != nil {

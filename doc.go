@@ -31,6 +31,7 @@
 //	                     master and clients in memory, and the table of tests. The
 //	                     client does not go by it yet: cachefs settles by itself
 //	kml/glob             patterns for paths
+//	kml/chunks           the contents of a file as a tree of hashes, to be compared from afar
 //	kml/feed             the frames of feed, snapshot and reintegration
 //	kml/replay           a log without its tree: names, and a plain directory made what it says
 //	kml                  the log: records, segments, repair

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -152,6 +153,7 @@ type proxy struct {
 	target string
 	l      net.Listener
 	wg     sync.WaitGroup
+	passed atomic.Int64 // bytes, both ways
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool
@@ -213,6 +215,7 @@ func (p *proxy) pipe(dst, src net.Conn, up bool) {
 	buf := make([]byte, 4096)
 	for {
 		n, err := src.Read(buf)
+		p.passed.Add(int64(n))
 		p.mu.Lock()
 		frozen, delay := p.frozen, p.delay
 		if !up {

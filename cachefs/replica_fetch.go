@@ -15,6 +15,7 @@ import (
 
 	"github.com/mezzofs/mezzo/internal/fault"
 	"github.com/mezzofs/mezzo/kml"
+	"github.com/mezzofs/mezzo/kml/chunks"
 	"github.com/mezzofs/mezzo/kml/tree"
 )
 
@@ -210,7 +211,7 @@ func (r *Replica) bring(ctx context.Context, up *upstream, oid kml.OID, depth in
 			return err
 		}
 	}
-	var b tree.Brought
+	var b fetched
 	if !w.Here {
 		if b.Xattrs, err = r.xattrs(ctx, up, oid); err != nil {
 			return err
@@ -225,11 +226,14 @@ func (r *Replica) bring(ctx context.Context, up *upstream, oid kml.OID, depth in
 		}
 	}
 	fault.Point("replica.fetched")
-	err = r.tree.Bring(ctx, oid, b)
+	err = r.tree.Bring(ctx, oid, b.Brought)
 	if errors.Is(err, tree.ErrNotFound) {
 		return nil // the master removed it
 	}
 	if err == nil {
+		if b.chunks != nil {
+			r.tree.KeepChunks(oid, b.chunks, b.Version)
+		}
 		if left, e := r.tree.Want(oid); e == nil && left != nil {
 			r.want.add(oid) // a later version is there by now
 		}
@@ -259,11 +263,17 @@ func (r *Replica) xattrs(ctx context.Context, up *upstream, oid kml.OID) ([]kml.
 const (
 	fetchPiece = 8 << 20 // fetched at a time, and then written
 	fetchPart  = 1 << 20 // of it asked for at a time, the parts side by side
-	patchMin   = 64 << 20
 )
 
+// fetched is what was fetched of an object, and the hash tree of its contents
+// when that is known.
+type fetched struct {
+	tree.Brought
+	chunks *chunks.Tree
+}
+
 // fetch brings the contents of a file into the stage.
-func (r *Replica) fetch(ctx context.Context, up *upstream, w *tree.Want, b *tree.Brought) error {
+func (r *Replica) fetch(ctx context.Context, up *upstream, w *tree.Want, b *fetched) error {
 	f, err := up.calls.Open(ctx, unix.O_RDONLY, "oid", fmt.Sprintf("%016x", uint64(w.OID)))
 	if errors.Is(err, syscall.ENOENT) {
 		err = syscall.ESTALE
@@ -281,17 +291,14 @@ func (r *Replica) fetch(ctx context.Context, up *upstream, w *tree.Want, b *tree
 	}
 	b.Version, b.Mtime = kml.Position(version), r.o.Now().UnixNano()
 	b.Staged = fmt.Sprintf("%016x.%016x", uint64(w.OID), version)
-	if w.Known && b.Version == w.Version && size == w.Size {
-		done, err := r.fetchDelta(ctx, f, w, b)
-		if done || err != nil {
-			return err
-		}
+	if done, err := r.fetchDelta(ctx, up, f, w, size, b); done || err != nil {
+		return err
 	}
 	return r.fetchWhole(ctx, f, int64(size), b)
 }
 
 // fetchWhole goes on where an earlier try with the same version was cut short.
-func (r *Replica) fetchWhole(ctx context.Context, f linkFile, size int64, b *tree.Brought) error {
+func (r *Replica) fetchWhole(ctx context.Context, f linkFile, size int64, b *fetched) error {
 	to, err := os.OpenFile(r.tree.State().Path("stage", b.Staged), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
@@ -375,73 +382,4 @@ func zeros(b []byte) bool {
 		}
 	}
 	return true
-}
-
-// fetchDelta fetches only what differs from the version in the directory, into
-// a copy of that, which costs nothing where the file system shares blocks.
-func (r *Replica) fetchDelta(ctx context.Context, f linkFile, w *tree.Want, b *tree.Brought) (done bool, err error) {
-	old, err := r.tree.OpenHere(w.OID, false)
-	if err != nil {
-		return false, nil
-	}
-	defer old.Close()
-	to, err := os.OpenFile(r.tree.State().Path("stage", b.Staged+".d"), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return false, err
-	}
-	defer to.Close()
-	if err := copyFile(ctx, to, old); err != nil {
-		return false, err
-	}
-	if err := to.Truncate(int64(w.Size)); err != nil {
-		return false, err
-	}
-	if err := r.fetchExtents(ctx, f, to, w); err != nil {
-		return false, err
-	}
-	b.Staged += ".d"
-	return true, nil
-}
-
-// fetchExtents writes the changed ranges of a file.
-func (r *Replica) fetchExtents(ctx context.Context, f linkFile, to *os.File, w *tree.Want) error {
-	for _, e := range w.Extents {
-		for at := e.Off; at < min(e.Off+e.Len, w.Size); at += fetchPiece {
-			p := make([]byte, min(fetchPiece, e.Off+e.Len-at, w.Size-at))
-			if err := readParts(ctx, f, p, int64(at)); err != nil {
-				return err
-			}
-			if _, err := to.WriteAt(p, int64(at)); err != nil {
-				return err
-			}
-			r.progress.bytes.Add(int64(len(p)))
-		}
-	}
-	return nil
-}
-
-// copyFile shares the blocks of a file, or copies them.
-func copyFile(ctx context.Context, to, from *os.File) error {
-	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
-		return nil
-	}
-	buf := make([]byte, 1<<20)
-	for off := int64(0); ; {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, err := from.ReadAt(buf, off)
-		if n > 0 {
-			if e := writeSparse(to, buf[:n], off, 0); e != nil {
-				return e
-			}
-			off += int64(n)
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
 }

@@ -43,11 +43,11 @@ func (r *Replica) Status() ReplicaStatus {
 	}
 	r.mu.Unlock()
 	s.Entries, s.Files, s.Bytes = r.progress.entries.Load(), r.progress.files.Load(), r.progress.bytes.Load()
+	if t != nil && !s.Copying {
+		s.Position = t.Applied() // before it is asked what is wanted by then
+	}
 	s.Wanted, s.Failed, _ = r.want.open()
 	if t != nil {
-		if !s.Copying {
-			s.Position, _ = t.Cursor()
-		}
 		s.Troubles, s.More = t.Troubles()
 		s.Counts = t.Counts()
 	}

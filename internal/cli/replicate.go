@@ -29,6 +29,7 @@ type replicateFlags struct {
 	only     []string
 	exclude  []string
 	maxSize  sizeFlag
+	atomic   string
 	retain   retainFlags
 }
 
@@ -50,6 +51,7 @@ func (a *app) replicateCommand() *cobra.Command {
 	f.StringArrayVar(&flags.only, "only", nil, "keep files that match `GLOB` alone; may be given several times")
 	f.StringArrayVar(&flags.exclude, "exclude", nil, "keep nothing that matches `GLOB`, or is below; may be given several times")
 	f.Var(&flags.maxSize, "max-size", "keep no files larger than `SIZE`, such as 100M")
+	f.StringVar(&flags.atomic, "atomic", "auto", "replace files whole: `WHEN` is auto (not large ones that change a little) or always")
 	flags.retain = defaultRetain()
 	f.Var(&flags.retain.size, "retain-size", "keep the last `SIZE` of the log at least, such as 512M")
 	f.Var(&flags.retain.age, "retain-age", "keep the log of the last `AGE` at least, such as 12h or 30d")
@@ -91,9 +93,12 @@ func (a *app) replicate(ctx context.Context, where, dir string, flags *replicate
 	if err != nil {
 		return err
 	}
+	if flags.atomic != "auto" && flags.atomic != "always" {
+		return usagef("--atomic %s: is auto or always", flags.atomic)
+	}
 	var rep *cachefs.Replica
 	doors := &relayDoors{a: a, addrs: addrs, insecure: flags.insecure, rep: func() *cachefs.Replica { return rep }}
-	o := cachefs.ReplicaOptions{Dir: dir, Addr: addr.String(), Logger: a.log, Choose: choice,
+	o := cachefs.ReplicaOptions{Dir: dir, Addr: addr.String(), Logger: a.log, Choose: choice, Whole: flags.atomic == "always",
 		Opened: func(t *tree.Tree) error { return doors.open(ctx, t) }, Closing: doors.close}
 	o.RetainSize, o.RetainAge = flags.retain.policy()
 	var ready sync.WaitGroup
@@ -189,6 +194,7 @@ func replicaLines(s cachefs.ReplicaStatus, line func(string, any)) {
 	line("aside", s.Counts.Aside)
 	line("reverted", s.Counts.Reverted)
 	line("skipped", s.Counts.Skipped)
+	line("patched", s.Counts.Patched)
 	if s.Why != "" {
 		line("why", strings.ReplaceAll(s.Why, "\n", " "))
 	}

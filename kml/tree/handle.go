@@ -241,6 +241,10 @@ func (h *handle) attrOnce() (a Attr, gen uint64, err error) {
 
 // ReadAt is Handle.ReadAt.
 func (h *handle) ReadAt(_ context.Context, p []byte, off int64) (int, error) {
+	if h.t.replica != nil { // a large file may be patched where it lies
+		h.obj.mu.RLock()
+		defer h.obj.mu.RUnlock()
+	}
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	return preadFull(int(h.fd.Load()), p, off)
@@ -470,7 +474,10 @@ func (h *handle) Fsync(ctx context.Context, datasync bool) error {
 }
 
 // Fd is Handle.Fd: a handle that cannot write may be read past the tree.
-func (h *handle) Fd() (fd int, ok bool) { return int(h.fd.Load()), !h.writable() }
+func (h *handle) Fd() (fd int, ok bool) {
+	fd = int(h.fd.Load())
+	return fd, !h.writable() && (h.t.replica == nil || !h.t.replica.patches(fd))
+}
 
 // Close is Handle.Close.
 func (h *handle) Close() error {

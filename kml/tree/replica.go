@@ -32,6 +32,8 @@ type ReplicaOptions struct {
 	Lack func(kml.OID)
 	// Choose says what of the fileset is kept here; nil is all of it.
 	Choose *Choice
+	// Whole has large files replaced whole that could be patched where they lie.
+	Whole bool
 }
 
 // Replica is a full copy of a master's fileset in an ordinary directory, which
@@ -60,6 +62,10 @@ type Replica struct {
 	dirty    atomic.Bool // contents were placed since the last commit
 	marker   *marker
 	choice   atomic.Pointer[Choice]
+
+	applied   atomic.Uint64 // see Applied
+	wholeOnly bool          // no file is patched where it lies
+	patched   atomic.Int64  // files that were, since the start
 
 	cmu    sync.Mutex // a commit
 	synced kml.Position
@@ -104,6 +110,7 @@ func OpenReplica(dir string, o ReplicaOptions) (*Replica, error) {
 	}
 	t := &Tree{dir: dir, opt: o.Options, logger: o.Logger, state: st, rootfd: -1,
 		root: os.Geteuid() == 0, kick: make(chan struct{}, 1)}
+	t.chunks.t = t
 	// The replica's own goroutines live until Close, whatever opened it.
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	r := &Replica{t: t, lack: o.Lack, stage: -1, moved: make(chan struct{})}
@@ -112,6 +119,7 @@ func OpenReplica(dir string, o ReplicaOptions) (*Replica, error) {
 		r.lack = func(kml.OID) {}
 	}
 	r.choice.Store(o.Choose)
+	r.wholeOnly = o.Whole
 	t.replica = r
 	if err := r.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", dir, err), r.closeFiles(), st.Close())
@@ -240,6 +248,9 @@ func (r *Replica) recover(last *run) error {
 	if err := r.finishIntents(); err != nil {
 		return err
 	}
+	if err := r.finishPatches(); err != nil {
+		return err
+	}
 	for oid := range moved {
 		if err := r.adopt(oid); err != nil {
 			return err
@@ -288,6 +299,9 @@ func (r *Replica) recoverCopy(last *run) error {
 	for slot := range t.intents.All() {
 		t.intents.Clear(slot)
 	}
+	if err := r.finishPatches(); err != nil {
+		return err
+	}
 	return t.state.beginRun(t.opt.Boot, t.now())
 }
 
@@ -303,6 +317,7 @@ func (r *Replica) openLog(head []byte) error {
 // serve begins to watch, to commit, and to look for what is lacking.
 func (r *Replica) serve() error {
 	t := r.t
+	r.applied.Store(uint64(t.log.End()))
 	if !t.opt.NoWatch {
 		if err := t.watchDir(); err != nil {
 			t.logger.Warn("the directory is not watched; local edits are found at the next start", "fileset", t.dir, "err", err)
@@ -358,6 +373,10 @@ func (r *Replica) Cursor() (kml.Position, uint32) {
 	}
 	return r.t.log.EndAndCRC()
 }
+
+// Applied is the last position of which all that the directory lacks has been told
+// to Lack; Cursor may be ahead of it.
+func (r *Replica) Applied() kml.Position { return kml.Position(r.applied.Load()) }
 
 // Object is what the index has of an object; ErrNotFound when the master has
 // none of that number. It must not be changed.

@@ -128,6 +128,7 @@ func (r *Replica) apply(as []Arrival) error {
 			r.lack(c.oid)
 		}
 	}
+	r.applied.Store(uint64(recs[len(recs)-1].Pos))
 	if rec.Op == kml.OpMkdir {
 		t.watcher.added(rec.OID)
 	}

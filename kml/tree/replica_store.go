@@ -293,7 +293,8 @@ type Brought struct {
 	Mtime   int64
 	// Xattrs count for an object that is not in the directory.
 	Xattrs []kml.Xattr
-	// Patched: nothing is staged, the file itself was patched to be Version.
+	// Patched: Staged is the name of a Patch, which makes the file that is there
+	// Version.
 	Patched bool
 }
 
@@ -376,6 +377,9 @@ func (r *Replica) bringLocked(o *Object, names []Name, parents []kml.OID, b Brou
 	if err := t.index.Update(c.note); err != nil {
 		return err
 	}
+	if b.Patched {
+		r.dropPatch(b.Staged)
+	}
 	kind := ChangeData | ChangeAttr
 	t.watch.emit(Change{Kind: kind, OID: o.OID})
 	if o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
@@ -408,15 +412,7 @@ func (r *Replica) bringFile(o *Object, names []Name, b Brought) (*inode, error) 
 	}
 	here := len(o.Handle) != 0
 	if b.Patched {
-		fd, _, err := r.openObject(o)
-		if err != nil {
-			return nil, err
-		}
-		defer unix.Close(fd)
-		if err := node.SetTimes(node.At{FD: fd}, a, kml.MaskMtime); err != nil {
-			return nil, err
-		}
-		return inodeOf(fd)
+		return r.patchIn(o, b.Staged, a)
 	}
 	xs := b.Xattrs
 	if here {

@@ -313,8 +313,8 @@ func (r *Replica) Want(oid kml.OID) (*Want, error) {
 		return nil, nil
 	}
 	w := &Want{OID: oid, Parent: o.Parent, Path: r.Path(oid), Mode: o.Attr.Mode, Size: o.Attr.Size, Version: o.DataVersion, Here: len(o.Handle) > 0}
-	if w.Base, w.Extents, w.Known = r.deltas.get(oid); !w.Here {
-		w.Known = false
+	if w.Base, w.Extents, w.Known = r.deltas.get(oid); w.Known {
+		w.Known = w.Here && r.untouched(o)
 	}
 	if p, err := r.t.index.Get(o.Parent); err == nil && o.Parent != kml.RootOID && len(p.Handle) == 0 {
 		w.NoFolder = true

@@ -257,9 +257,10 @@ type ReplicaCounts struct {
 	Aside    int64 `json:"aside"`    // put aside in conflicts
 	Reverted int64 `json:"reverted"` // local edits undone
 	Skipped  int64 `json:"skipped"`  // owners, xattrs and times this process may not set
+	Patched  int64 `json:"patched"`  // large files that were patched where they lie
 }
 
 // Counts may be asked for at any time.
 func (r *Replica) Counts() ReplicaCounts {
-	return ReplicaCounts{r.asides.Load(), r.reverted.Load(), r.skipped.Load()}
+	return ReplicaCounts{r.asides.Load(), r.reverted.Load(), r.skipped.Load(), r.patched.Load()}
 }

@@ -103,6 +103,7 @@ type Tree struct {
 	watcher  *watcher // nil: foreign edits are found on use
 	stamps   stamps
 	pictures pictures
+	chunks   chunkCache
 	bufs     sync.Pool // *[]byte, for intents
 
 	names stripes // a folder's entries, by the folder's oid
@@ -180,6 +181,7 @@ func openState(dir string, st *State, o Options) (*Tree, error) {
 	t := &Tree{dir: dir, opt: o, logger: o.Logger, state: st, rootfd: -1,
 		root: os.Geteuid() == 0, kick: make(chan struct{}, 1),
 		bufs: sync.Pool{New: func() any { return new([]byte) }}}
+	t.chunks.t = t
 	// The tree's own goroutines live until Close, whatever opened it.
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	unix.Umask(0)

@@ -18,42 +18,52 @@ type versionDir struct{ j *Journal }
 
 // Lookup finds a regular file by its oid.
 func (d versionDir) Lookup(ctx context.Context, c *tree.Cred, name string) (tree.ExtNode, error) {
-	// The size says something already.
-	if _, err := d.j.may(ctx, c, RightFollow, "oid/"+cut(name)); err != nil {
-		return tree.ExtNode{}, err
-	}
-	n, err := strconv.ParseUint(name, 16, 64)
-	if err != nil || fmt.Sprintf("%016x", n) != name {
-		return tree.ExtNode{}, syscall.ENOENT
-	}
-	oid := kml.OID(n)
-	a, err := d.j.t.Getattr(ctx, nil, oid)
-	if errors.Is(err, syscall.ESTALE) || err == nil && a.Mode&unix.S_IFMT != unix.S_IFREG {
-		err = syscall.ENOENT
-	}
+	oid, err := d.find(ctx, c, "oid/", name)
 	if err != nil {
 		return tree.ExtNode{}, err
 	}
 	return tree.ExtNode{
-		Name: name, ID: idVersions | hashID(n), Mode: unix.S_IFREG | 0o444,
+		Name: name, ID: idVersions | hashID(uint64(oid)), Mode: unix.S_IFREG | 0o444,
 		Size: func(ctx context.Context) (uint64, error) {
 			a, err := d.j.t.Getattr(ctx, nil, oid)
 			return a.Size, err
 		},
 		Open: func(ctx context.Context, c *tree.Cred, flags int) (tree.ExtHandle, error) {
-			if err := only(flags); err != nil {
-				return nil, err
-			}
-			if _, err := d.j.may(ctx, c, RightFollow, "oid/"+name); err != nil {
-				return nil, err
-			}
-			v, err := d.j.t.OpenVersion(ctx, oid)
+			v, err := d.open(ctx, c, "oid/"+name, oid, flags)
 			if err != nil {
 				return nil, err
 			}
 			return &versionHandle{v: v}, nil
 		},
 	}, nil
+}
+
+// find is the regular file whose oid a name is.
+func (d versionDir) find(ctx context.Context, c *tree.Cred, dir, name string) (kml.OID, error) {
+	// The size says something already.
+	if _, err := d.j.may(ctx, c, RightFollow, dir+cut(name)); err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(name, 16, 64)
+	if err != nil || fmt.Sprintf("%016x", n) != name {
+		return 0, syscall.ENOENT
+	}
+	a, err := d.j.t.Getattr(ctx, nil, kml.OID(n))
+	if errors.Is(err, syscall.ESTALE) || err == nil && a.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = syscall.ENOENT
+	}
+	return kml.OID(n), err
+}
+
+// open opens a file's present version to be read.
+func (d versionDir) open(ctx context.Context, c *tree.Cred, path string, oid kml.OID, flags int) (*tree.VersionHandle, error) {
+	if err := only(flags); err != nil {
+		return nil, err
+	}
+	if _, err := d.j.may(ctx, c, RightFollow, path); err != nil {
+		return nil, err
+	}
+	return d.j.t.OpenVersion(ctx, oid)
 }
 
 // List lists nothing: there are as many names as objects.

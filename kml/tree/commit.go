@@ -147,6 +147,9 @@ func (t *Tree) syncOne(ctx context.Context, oid kml.OID) (ok bool, err error) {
 	return true, unix.Fsync(fd)
 }
 
+// Waits is Waiter.Waits: callers of changes at the same time share a commit.
+func (t *Tree) Waits() bool { return t.opt.Sync == SyncAlways }
+
 // answer ends a change that was made: under SyncAlways it waits until the change
 // is durable. The caller holds no lock.
 func (t *Tree) answer(err error) error {

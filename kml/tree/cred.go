@@ -23,6 +23,22 @@ func (c *Cred) owner() (uid, gid uint32, ok bool) {
 	return c.UID, c.GID, true
 }
 
+// processCred is the process as an author.
+func processCred() Cred {
+	var c *Cred
+	uid, gid := c.author()
+	return Cred{UID: uid, GID: gid}
+}
+
+// author is who a record of c's names. The process asks the kernel for its own
+// ids once: every change names its author.
+func (t *Tree) author(c *Cred) (uid, gid uint32) {
+	if c == nil {
+		c = &t.self
+	}
+	return c.author()
+}
+
 // author is who a record names.
 func (c *Cred) author() (uid, gid uint32) {
 	if c == nil {

@@ -289,7 +289,7 @@ func (t *Tree) placeholder(oid kml.OID) error {
 	for i, n := range names {
 		parents[i] = n.Parent
 	}
-	defer t.names.lock(parents...)()
+	defer t.names.lock(parents...).unlock()
 	var first *dirRef
 	for i, n := range names {
 		ref, err := t.dirs.get(n.Parent)

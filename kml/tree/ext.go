@@ -58,6 +58,12 @@ type Syncer interface {
 	Fsync(ctx context.Context, datasync bool) error
 }
 
+// Waiter is an FS whose changes may wait until they are durable, each before it
+// is answered. A front end finds it by assertion; without it none do.
+type Waiter interface {
+	Waits() bool
+}
+
 // Pinner is a Handle that knows whether it keeps contents its object has left
 // behind: Pinned is true from the moment they are replaced, and Attr then gives
 // the size and, as far as it is known, the DataVersion of what the handle

@@ -17,23 +17,60 @@ func stripeOf(o kml.OID) int {
 
 func (s *stripes) of(o kml.OID) *sync.RWMutex { return &s[stripeOf(o)] }
 
-// lock takes the locks of all oids for writing and returns what gives them
-// back. Oid 0 stands for nothing.
-func (s *stripes) lock(oids ...kml.OID) (unlock func()) {
-	idx := make([]int, 0, 4)
-	for _, o := range oids {
-		if o == 0 {
-			continue
+// held are locks of stripes that somebody has, rising.
+type held struct {
+	s   *stripes
+	n   int
+	few [4]uint16
+	all []int // in place of few, when they are more
+}
+
+// lock takes the locks of all oids for writing, which unlock of what it returns
+// gives back. Oid 0 stands for nothing.
+func (s *stripes) lock(oids ...kml.OID) held {
+	h := held{s: s}
+	if len(oids) > len(h.few) {
+		for _, o := range oids {
+			if o != 0 {
+				h.all = insertSorted(h.all, stripeOf(o))
+			}
 		}
-		idx = insertSorted(idx, stripeOf(o))
+		for _, i := range h.all {
+			s[i].Lock()
+		}
+		return h
 	}
-	for _, i := range idx {
+	for _, o := range oids {
+		if o != 0 {
+			h.add(uint16(stripeOf(o)))
+		}
+	}
+	for _, i := range h.few[:h.n] {
 		s[i].Lock()
 	}
-	return func() {
-		for _, i := range idx {
-			s[i].Unlock()
-		}
+	return h
+}
+
+// add is insertSorted for few.
+func (h *held) add(v uint16) {
+	at := h.n
+	for at > 0 && h.few[at-1] >= v {
+		at--
+	}
+	if at < h.n && h.few[at] == v {
+		return
+	}
+	copy(h.few[at+1:h.n+1], h.few[at:h.n])
+	h.few[at] = v
+	h.n++
+}
+
+func (h held) unlock() {
+	for _, i := range h.few[:h.n] {
+		h.s[i].Unlock()
+	}
+	for _, i := range h.all {
+		h.s[i].Unlock()
 	}
 }
 

@@ -199,7 +199,7 @@ func needsObject(op kml.Op) bool {
 // record starts a record of c's.
 func (t *Tree) record(c *Cred, op kml.Op) *kml.Record {
 	r := &kml.Record{Op: op, Time: t.now().UnixNano()}
-	r.UID, r.GID = c.author()
+	r.UID, r.GID = t.author(c)
 	return r
 }
 

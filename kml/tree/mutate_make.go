@@ -54,7 +54,7 @@ func (t *Tree) make(ctx context.Context, m making) (Attr, []byte, error) {
 			r.OID = oid
 		}
 		if !m.exact {
-			r.Attr.UID, r.Attr.GID = m.c.author()
+			r.Attr.UID, r.Attr.GID = t.author(m.c)
 		}
 		var st unix.Statx_t
 		err := t.mutate(ctx, mutation{
@@ -361,7 +361,7 @@ func (t *Tree) linkIn(ctx context.Context, c *Cred, r *kml.Record, dirfd int, p 
 	if err := t.nameFree(dirfd, r.Parent, r.Name); err != nil {
 		return a, err
 	}
-	defer t.objs.lock(r.OID)()
+	defer t.objs.lock(r.OID).unlock()
 	obj, err := t.index.Get(r.OID)
 	if err != nil || obj.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
 		return a, orErrno(err, ErrNotFound, syscall.ENOENT, syscall.EPERM)

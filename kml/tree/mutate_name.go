@@ -48,7 +48,7 @@ func (t *Tree) remove(ctx context.Context, c *Cred, r *kml.Record, check func(k 
 				return err
 			}
 		}
-		defer t.objs.lock(k.oid)()
+		defer t.objs.lock(k.oid).unlock()
 		if err := t.refresh(&k, dirfd, r.Name); err != nil {
 			return err
 		}
@@ -114,10 +114,12 @@ func (t *Tree) Rename(ctx context.Context, c *Cred, parent kml.OID, name string,
 // rename moves r.Name to r.NewName. check, when given, may refuse what the two
 // names hold now (the target's oid is 0 when it is free); it runs under the locks.
 func (t *Tree) rename(ctx context.Context, c *Cred, r *kml.Record, check func(src, dst child) error) error {
-	if err := errors.Join(checkName(r.Parent, r.Name), checkName(r.NewParent, r.NewName)); err != nil {
-		return firstErrno(err)
+	if err := checkName(r.Parent, r.Name); err != nil {
+		return err
 	}
-	ctx = settling(ctx)
+	if err := checkName(r.NewParent, r.NewName); err != nil {
+		return err
+	}
 	for range maxRetry {
 		err := t.renameOnce(ctx, c, r, check)
 		if errors.Is(err, errAgain) {
@@ -126,27 +128,20 @@ func (t *Tree) rename(ctx context.Context, c *Cred, r *kml.Record, check func(sr
 		if !errors.Is(err, errMismatch) {
 			return t.answer(err)
 		}
-		if err := t.reconcileName(ctx, r.Parent, r.Name); err != nil {
+		settle := settling(ctx)
+		if err := t.reconcileName(settle, r.Parent, r.Name); err != nil {
 			return err
 		}
-		if err := t.reconcileName(ctx, r.NewParent, r.NewName); err != nil {
+		if err := t.reconcileName(settle, r.NewParent, r.NewName); err != nil {
 			return err
 		}
 	}
 	return syscall.ESTALE
 }
 
-func firstErrno(err error) error {
-	var e syscall.Errno
-	if errors.As(err, &e) {
-		return e
-	}
-	return err
-}
-
 func (t *Tree) renameOnce(ctx context.Context, c *Cred, r *kml.Record, check func(src, dst child) error) error {
 	held, _, _ := t.index.Child(r.NewParent, r.NewName)
-	defer t.names.lock(r.Parent, r.NewParent, held)() // a folder that is replaced must stay empty
+	defer t.names.lock(r.Parent, r.NewParent, held).unlock() // a folder that is replaced must stay empty
 	if now, _, _ := t.index.Child(r.NewParent, r.NewName); now != held {
 		return errAgain
 	}
@@ -180,7 +175,7 @@ func (t *Tree) renameOnce(ctx context.Context, c *Cred, r *kml.Record, check fun
 	if dst.oid == src.oid && r.Flags&kml.FlagNoReplace == 0 {
 		return nil // rename(2): two names of one file, nothing happens
 	}
-	defer t.objs.lock(src.oid, dst.oid)()
+	defer t.objs.lock(src.oid, dst.oid).unlock()
 	if dst.oid != 0 {
 		if err := t.refresh(&dst, to.fd, r.NewName); err != nil {
 			return err

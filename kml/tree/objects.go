@@ -137,6 +137,20 @@ func (s *objects) dup(oid kml.OID) (fd int, ok bool) {
 	return -1, false
 }
 
+// borrow is a descriptor of o's present inode, a handle's own, that stays open
+// until it is given back. ok is false when no handle can lend one now.
+func (s *objects) borrow(o *openObject) (fd int, back func(), ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for h := range o.handles {
+		// Who holds it for writing is about to close it, or to take another.
+		if h.gen.Load() == o.gen.Load() && h.mu.TryRLock() {
+			return int(h.fd.Load()), h.mu.RUnlock, true
+		}
+	}
+	return -1, nil, false
+}
+
 // dataVersion is what an open-dirty object answers instead of its position.
 func (s *objects) dataVersion(oid kml.OID) (v uint64, dirty bool) {
 	s.mu.Lock()
@@ -175,7 +189,7 @@ func (t *Tree) willWrite(o *openObject, c *Cred, door Door) error {
 	now := t.now().UnixNano()
 	o.dmu.Lock()
 	o.last = now
-	o.uid, o.gid = c.author()
+	o.uid, o.gid = t.author(c)
 	o.door = door
 	o.dmu.Unlock()
 	return nil
@@ -208,7 +222,7 @@ func (t *Tree) cut(o *openObject) error {
 		return nil
 	}
 	// A change of attributes and the store that has its time go one by one.
-	defer t.objs.lock(o.oid)()
+	defer t.objs.lock(o.oid).unlock()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return t.cutLocked(o)
@@ -219,13 +233,17 @@ func (t *Tree) cutLocked(o *openObject) error {
 	if !o.dirty.Load() {
 		return nil
 	}
-	fd, ok := t.objects.dup(o.oid)
-	if !ok {
-		return nil // no handle on the present inode: whoever replaced it has cut it
+	fd, back, ok := t.objects.borrow(o)
+	if ok {
+		defer back()
+	} else {
+		if fd, ok = t.objects.dup(o.oid); !ok {
+			return nil // no handle on the present inode: whoever replaced it has cut it
+		}
+		defer unix.Close(fd)
 	}
-	defer unix.Close(fd)
 	var st unix.Statx_t
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, statxMask, &st); err != nil {
+	if err := statAt(fd, "", &st); err != nil {
 		return err
 	}
 	r := t.record(nil, kml.OpStore)

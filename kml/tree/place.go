@@ -51,8 +51,8 @@ func (t *Tree) atLocked(ctx context.Context, oid kml.OID, f func(p place) error)
 	for range maxRetry {
 		stale := false
 		err := t.at(ctx, nil, oid, func(p place) error {
-			defer t.names.lock(oid)()
-			defer t.objs.lock(oid)()
+			defer t.names.lock(oid).unlock()
+			defer t.objs.lock(oid).unlock()
 			if stale = !t.current(p); stale {
 				return nil
 			}
@@ -216,13 +216,13 @@ func (t *Tree) childOnly(dirfd int, parent kml.OID, name string) (k child, err e
 // O_PATH descriptor of it; f returning errMismatch for a name makes the tree
 // look at that name on disk, journal what it finds, and try again.
 func (t *Tree) inDir(ctx context.Context, parent kml.OID, name string, write bool, f func(dirfd int) error) error {
-	if write {
-		ctx = settling(ctx)
-	}
 	for range maxRetry {
 		err := t.inDirOnce(parent, write, f)
 		if !errors.Is(err, errMismatch) {
 			return err
+		}
+		if write {
+			ctx = settling(ctx)
 		}
 		if t.leaves(ctx) && !t.onDisk(Name{parent, name}) {
 			return syscall.ENOENT
@@ -243,11 +243,10 @@ func (t *Tree) inDir(ctx context.Context, parent kml.OID, name string, write boo
 // inDirEmptied is inDir for writing when name may be a folder that goes: no
 // entry of it can change meanwhile.
 func (t *Tree) inDirEmptied(ctx context.Context, parent kml.OID, name string, f func(dirfd int) error) error {
-	ctx = settling(ctx)
 	for range maxRetry {
 		err := func() error {
 			oid, _, _ := t.index.Child(parent, name)
-			defer t.names.lock(parent, oid)()
+			defer t.names.lock(parent, oid).unlock()
 			if now, _, _ := t.index.Child(parent, name); now != oid {
 				return errAgain
 			}
@@ -255,7 +254,7 @@ func (t *Tree) inDirEmptied(ctx context.Context, parent kml.OID, name string, f 
 		}()
 		switch {
 		case errors.Is(err, errMismatch):
-			if err := t.reconcileName(ctx, parent, name); err != nil {
+			if err := t.reconcileName(settling(ctx), parent, name); err != nil {
 				return err
 			}
 		case !errors.Is(err, errAgain):

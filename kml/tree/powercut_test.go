@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -106,7 +107,7 @@ func (p *powerWorker) step() error {
 		p.say("began %s %d", name, seq)
 		delete(p.last, name)
 		err := p.tr.Unlink(ctx, nil, kml.RootOID, name)
-		if err != nil && firstErrno(err) != unix.ENOENT {
+		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return err
 		}
 		return nil
@@ -387,7 +388,7 @@ func (c *powerCheck) checkName(t *testing.T, tr *Tree, name string, seq int) {
 	ok(t, err)
 	b, err := readObject(t, tr, oid)
 	if err != nil {
-		if !later || firstErrno(err) != unix.EIO {
+		if !later || !errors.Is(err, unix.EIO) {
 			t.Errorf("%s: promised as of %d, last begun %d: %v", name, seq, c.began[name], err)
 		}
 		return

@@ -63,7 +63,7 @@ func (t *Tree) reconcileOnce(ctx context.Context, parent kml.OID, name string, h
 	// With the name, what it holds is locked: a folder's time changes with its
 	// own names.
 	oid, _, known := t.index.Child(parent, name)
-	unlock := t.names.lock(parent, oid)
+	unlock := t.names.lock(parent, oid).unlock
 	if now, _, _ := t.index.Child(parent, name); now != oid {
 		unlock()
 		return 0, true, nil
@@ -328,7 +328,7 @@ func (t *Tree) foreignLink(_ context.Context, dirfd int, n Name, o *Object) erro
 
 // foreignRename journals that an object went from one name to another.
 func (t *Tree) foreignRename(ctx context.Context, from, to Name, o *Object) error {
-	defer t.names.lock(from.Parent, to.Parent)()
+	defer t.names.lock(from.Parent, to.Parent).unlock()
 	if h, fromGone := t.goneName(o); !fromGone || h != from {
 		return nil // it moved on: look again
 	}
@@ -429,7 +429,7 @@ func (t *Tree) foreignSave(ctx context.Context, p place, o *Object, st *unix.Sta
 // foreignInode journals that an object has another inode, which open handles
 // learn of. The caller holds the lock of its folder.
 func (t *Tree) foreignInode(obj *Object, journal func() error) error {
-	defer t.objs.lock(obj.OID)()
+	defer t.objs.lock(obj.OID).unlock()
 	o := t.objects.acquire(obj.OID)
 	defer t.objects.release(o)
 	o.mu.Lock()
@@ -442,7 +442,7 @@ func (t *Tree) foreignInode(obj *Object, journal func() error) error {
 // object is held still meanwhile, so that no change of our own, which is on disk
 // before it is in the index, is taken for another's.
 func (t *Tree) foreignChange(ctx context.Context, p place, oid kml.OID, how hint) error {
-	defer t.objs.lock(oid)()
+	defer t.objs.lock(oid).unlock()
 	if open := t.objects.find(oid); open != nil {
 		defer t.objects.release(open)
 		open.mu.Lock()

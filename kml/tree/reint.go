@@ -268,8 +268,8 @@ func (t *Tree) replaceOnce(ctx context.Context, c *Cred, r *kml.Record, staged s
 	for i, n := range names {
 		parents[i] = n.Parent
 	}
-	defer t.names.lock(parents...)()
-	defer t.objs.lock(r.OID)()
+	defer t.names.lock(parents...).unlock()
+	defer t.objs.lock(r.OID).unlock()
 	o := t.objects.acquire(r.OID)
 	defer t.objects.release(o)
 	o.mu.Lock()

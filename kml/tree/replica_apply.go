@@ -109,9 +109,9 @@ func (r *Replica) apply(as []Arrival) error {
 	if len(as) == 2 {
 		recs = append(recs, as[1].Record)
 	}
-	defer t.names.lock(r.concerned(rec)...)()
+	defer t.names.lock(r.concerned(rec)...).unlock()
 	if rec.OID != 0 {
-		defer t.objs.lock(rec.OID)()
+		defer t.objs.lock(rec.OID).unlock()
 	}
 	changes, err := r.act(as)
 	if err != nil {

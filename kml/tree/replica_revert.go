@@ -24,7 +24,7 @@ func (r *Replica) revert(parent kml.OID, name string, wrote bool) error {
 	n := Name{parent, name}
 	for range maxRetry {
 		oid, _, _ := r.t.index.Child(parent, name)
-		unlock := r.t.names.lock(parent, oid)
+		unlock := r.t.names.lock(parent, oid).unlock
 		now, _, known := r.t.index.Child(parent, name)
 		if now != oid {
 			unlock()
@@ -112,7 +112,7 @@ func (r *Replica) missing(dirfd int, n Name, oid kml.OID) error {
 		r.t.dirs.forget(n.Parent)
 		return nil
 	}
-	defer r.t.objs.lock(oid)()
+	defer r.t.objs.lock(oid).unlock()
 	if _, err := HandleAt(dirfd, n.Name); err == nil {
 		return nil // it came back
 	}
@@ -172,7 +172,7 @@ func (r *Replica) moveBack(dirfd int, n Name, o *Object) error {
 // revertChange undoes a change of contents or attributes of what a name holds.
 func (r *Replica) revertChange(dirfd int, n Name, p place, wrote bool) error {
 	oid, _, _ := r.t.index.Child(n.Parent, n.Name)
-	defer r.t.objs.lock(oid)()
+	defer r.t.objs.lock(oid).unlock()
 	o, err := r.t.index.Get(oid)
 	if err != nil {
 		return ignore(err, ErrNotFound)
@@ -219,7 +219,7 @@ func (r *Replica) revertAttrs(p place, o *Object, st *unix.Statx_t) error {
 
 // revertFolder is revert for a folder itself, which the caller has locked.
 func (r *Replica) revertFolder(fd int, oid kml.OID) error {
-	defer r.t.objs.lock(oid)()
+	defer r.t.objs.lock(oid).unlock()
 	o, err := r.t.index.Get(oid)
 	if err != nil || r.copying.Load() {
 		return ignore(err, ErrNotFound)

@@ -327,8 +327,8 @@ func (r *Replica) Bring(_ context.Context, oid kml.OID, b Brought) error {
 
 func (r *Replica) bringLocked(o *Object, names []Name, parents []kml.OID, b Brought) error {
 	t := r.t
-	defer t.names.lock(parents...)()
-	defer t.objs.lock(o.OID)()
+	defer t.names.lock(parents...).unlock()
+	defer t.objs.lock(o.OID).unlock()
 	now, err := t.index.Get(o.OID)
 	if err != nil {
 		return err

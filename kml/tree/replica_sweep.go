@@ -329,8 +329,8 @@ func (r *Replica) wasBrought(o *Object) bool {
 		return false
 	}
 	n := Name{o.Parent, o.Name}
-	defer r.t.names.lock(n.Parent)()
-	defer r.t.objs.lock(o.OID)()
+	defer r.t.names.lock(n.Parent).unlock()
+	defer r.t.objs.lock(o.OID).unlock()
 	ref, err := r.folder(n.Parent)
 	if err != nil {
 		return false

@@ -30,7 +30,7 @@ func (t *Tree) reconcileDir(ctx context.Context, oid kml.OID, deep bool) error {
 // reconcileFolder compares a folder itself. Other folders are looked at by
 // their names; the root has none.
 func (t *Tree) reconcileFolder(ctx context.Context, oid kml.OID, how hint) error {
-	defer t.names.lock(oid)()
+	defer t.names.lock(oid).unlock()
 	ref, err := t.dirs.get(oid)
 	if err != nil {
 		return ignore(mapDirErr(err), syscall.ESTALE)

@@ -3,6 +3,7 @@ package tree
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -68,13 +69,7 @@ func (h *handle) dropPrivs(ctx context.Context) error {
 			mode = st.Mode
 		}
 	}
-	able := false
-	if !h.obj.dirty.Load() { // the first write since a store
-		h.mu.RLock()
-		n, err := unix.Fgetxattr(int(h.fd.Load()), capability, nil)
-		h.mu.RUnlock()
-		able = err == nil && n > 0
-	}
+	able := !h.obj.dirty.Load() && h.mayBeAble() // else the first write since a store has seen to it
 	if m := strippedMode(mode); m != mode {
 		r := h.t.record(h.cred, kml.OpSetattr)
 		r.OID = h.obj.oid
@@ -86,6 +81,20 @@ func (h *handle) dropPrivs(ctx context.Context) error {
 		return ignore(h.t.Removexattr(ctx, nil, h.obj.oid, capability), unix.ENODATA)
 	}
 	return nil
+}
+
+// mayBeAble reports whether the file has capabilities. They are looked for where
+// the index knows of some, or knows nothing: what somebody else gives the file at
+// this moment is gone with the write and was in no record.
+func (h *handle) mayBeAble() bool {
+	obj, err := h.t.index.Get(h.obj.oid)
+	if err == nil && !slices.ContainsFunc(obj.Xattrs, func(x kml.Xattr) bool { return x.Name == capability }) {
+		return false
+	}
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	n, err := unix.Fgetxattr(int(h.fd.Load()), capability, nil)
+	return err == nil && n > 0
 }
 
 // dropPrivsLocked does the same for contents that c puts in p's place; the

@@ -80,6 +80,7 @@ type Tree struct {
 	rootfd int       // O_PATH descriptor of dir
 	dev    [2]uint32 // the file system dir is on
 	root   bool      // the process may give files away
+	self   Cred      // the process, as records name it
 
 	state   *State
 	replica *Replica  // nil: a master's tree
@@ -179,7 +180,7 @@ func Open(dir string, o Options) (*Tree, error) {
 
 func openState(dir string, st *State, o Options) (*Tree, error) {
 	t := &Tree{dir: dir, opt: o, logger: o.Logger, state: st, rootfd: -1,
-		root: os.Geteuid() == 0, kick: make(chan struct{}, 1),
+		root: os.Geteuid() == 0, self: processCred(), kick: make(chan struct{}, 1),
 		bufs: sync.Pool{New: func() any { return new([]byte) }}}
 	t.chunks.t = t
 	// The tree's own goroutines live until Close, whatever opened it.

@@ -62,7 +62,7 @@ func (t *Tree) openVersion(ctx context.Context, o *openObject) (*VersionHandle, 
 // pin settles which version v is, with no write going on.
 func (v *VersionHandle) pin() error {
 	o, t := v.obj, v.t
-	defer t.objs.lock(o.oid)()
+	defer t.objs.lock(o.oid).unlock()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if err := t.cutLocked(o); err != nil {

@@ -36,10 +36,11 @@ type Options struct {
 	Ext  tree.Ext  // shown as .mezzo in the root; nil: none
 	Door tree.Door // marks changes that come through here
 
-	// InPlace promises that no call of the FS but Fsync, Flush and a waiting
-	// SetLock waits for anything else than the disk and the page cache, so that
-	// the engine need not hand operations to another goroutine. True for a
-	// Tree, false for a cache that may have to ask its master.
+	// InPlace promises that no call of the FS but Fsync and a waiting SetLock
+	// waits for anything else than the page cache and now and then the disk, so
+	// that the engine need not hand operations to another goroutine; changes of an
+	// FS that is a tree.Waiter, and waits, are handed over all the same. True for
+	// a Tree, false for a cache that may have to ask its master.
 	InPlace bool
 
 	ReadOnly bool // every change is EROFS
@@ -63,6 +64,7 @@ type Export struct {
 	log      *slog.Logger
 	uid, gid uint32 // who serves
 	started  int64
+	waits    bool // changes wait until they are durable
 	sessions atomic.Uint64
 	owners   ownerHash
 }
@@ -76,8 +78,9 @@ func New(fs tree.FS, o Options) *Export {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
+	w, ok := fs.(tree.Waiter)
 	return &Export{
-		fs: fs, o: o, log: o.Logger, owners: newOwnerHash(), started: time.Now().UnixNano(),
+		fs: fs, o: o, waits: ok && w.Waits(), log: o.Logger, owners: newOwnerHash(), started: time.Now().UnixNano(),
 		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()),
 	}
 }

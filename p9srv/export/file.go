@@ -86,6 +86,10 @@ func (f *File) InPlace(op p9srv.InPlaceOp) bool {
 	switch op {
 	case p9srv.OpClose:
 		return f.n.closesFast()
+	case p9srv.OpName:
+		return !f.n.s.e.waits
+	case p9srv.OpOpen:
+		return !f.n.s.e.waits || !f.n.isDir() // what is made is made in a folder
 	case p9srv.OpWrite:
 	default:
 		return true
@@ -95,12 +99,14 @@ func (f *File) InPlace(op p9srv.InPlaceOp) bool {
 	return f.n.flags&(unix.O_SYNC|unix.O_DSYNC) == 0
 }
 
-// closesFast reports whether a clunk has nothing to store and no lock to give up
-// that another might be waiting for.
+// closesFast reports whether a clunk waits for nobody: what was written becomes a
+// store, which goes to the page cache.
 func (n *node) closesFast() bool {
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	return n.h == nil || n.flags&unix.O_ACCMODE == unix.O_RDONLY
+	if !n.mu.TryLock() {
+		return false // an operation, such as an fsync, uses the handle
+	}
+	defer n.mu.Unlock()
+	return n.h == nil || n.flags&unix.O_ACCMODE == unix.O_RDONLY || !n.s.e.waits
 }
 
 // Walk steps along names; none makes a second File, unopened, of the same

@@ -19,7 +19,12 @@ import (
 // folders that are not listed are skipped, and a folder about which the record
 // does not say enough is no longer listed.
 func applyRecord(b *Batch, r *kml.Record, partial bool) ([]Change, error) {
-	a := applier{b: b, r: r, partial: partial}
+	return applyInto(b, r, partial, nil)
+}
+
+// applyInto is applyRecord that appends what became visible to changes.
+func applyInto(b *Batch, r *kml.Record, partial bool, changes []Change) ([]Change, error) {
+	a := applier{b: b, r: r, partial: partial, changes: changes}
 	var err error
 	var made kml.OID
 	switch r.Op {
@@ -41,7 +46,7 @@ func applyRecord(b *Batch, r *kml.Record, partial bool) ([]Change, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%v of %v: %w", r.Op, r.OID, err)
+		return changes, fmt.Errorf("%v of %v: %w", r.Op, r.OID, err)
 	}
 	if r.Origin != (kml.Origin{}) {
 		b.SetApplied(r.Origin, r.Pos, made)
@@ -66,23 +71,18 @@ func (a *applier) changed(kind ChangeKind, oid kml.OID) {
 
 // edit changes an object that is older than the record. An unknown one, and one
 // that has the record already, is left alone.
-func (a *applier) edit(oid kml.OID, f func(o *Object) error) error {
+func (a *applier) edit(oid kml.OID, f func(o *Object)) error {
 	old, err := a.b.Get(oid)
 	if errors.Is(err, ErrNotFound) && a.partial {
 		return nil
 	}
-	if err != nil {
+	if err != nil || old.Known >= a.r.Pos {
 		return err
 	}
-	if old.Known >= a.r.Pos {
-		return nil
-	}
-	o := *old
-	if err := f(&o); err != nil {
-		return err
-	}
-	o.Known, o.Version = a.r.Pos, a.r.Pos
-	return a.b.Put(&o)
+	return a.b.change(oid, func(o *Object) {
+		f(o)
+		o.Known, o.Version = a.r.Pos, a.r.Pos
+	})
 }
 
 // parentTime gives a folder the time the record left it with.
@@ -90,10 +90,9 @@ func (a *applier) parentTime(oid kml.OID, mtime int64) error {
 	if mtime == 0 {
 		return nil
 	}
-	return a.edit(oid, func(o *Object) error {
+	return a.edit(oid, func(o *Object) {
 		o.Attr.Mtime, o.Ctime = mtime, a.r.Time
 		a.changed(ChangeAttr, oid)
-		return nil
 	})
 }
 
@@ -207,7 +206,7 @@ func (a *applier) link() error {
 	if err != nil {
 		return err
 	}
-	if err := a.edit(r.OID, func(o *Object) error {
+	if err := a.edit(r.OID, func(o *Object) {
 		for _, has := range a.b.Names(r.OID) {
 			a.b.SetLink(r.OID, has, true)
 		}
@@ -218,7 +217,6 @@ func (a *applier) link() error {
 			o.Parent, o.Name = n.Parent, n.Name
 		}
 		a.changed(ChangeAttr, r.OID)
-		return nil
 	}); err != nil {
 		return err
 	}
@@ -291,7 +289,7 @@ func (a *applier) lose(oid kml.OID, n Name, gone bool) error {
 	if len(left) == 1 {
 		a.b.SetLink(oid, left[0], false) // a single name stands in the object
 	}
-	return a.edit(oid, func(o *Object) error {
+	return a.edit(oid, func(o *Object) {
 		o.Attr.Nlink--
 		o.Ctime = a.r.Time
 		if o.Parent == n.Parent && o.Name == n.Name || len(left) == 1 {
@@ -306,7 +304,6 @@ func (a *applier) lose(oid kml.OID, n Name, gone bool) error {
 			}
 		}
 		a.changed(ChangeAttr, oid)
-		return nil
 	})
 }
 
@@ -386,7 +383,7 @@ func (a *applier) move(oid kml.OID, from, to Name) error {
 		a.setName(to, oid)
 	}
 	several := o.Attr.Mode&unix.S_IFMT != unix.S_IFDIR && o.Attr.Nlink > 1
-	return a.edit(oid, func(o *Object) error {
+	return a.edit(oid, func(o *Object) {
 		if several {
 			a.b.SetLink(oid, from, false)
 			a.b.SetLink(oid, to, true)
@@ -396,14 +393,13 @@ func (a *applier) move(oid kml.OID, from, to Name) error {
 		}
 		o.Ctime = a.r.Time
 		a.changed(ChangeAttr, oid)
-		return nil
 	})
 }
 
 // change is a record about one object.
 func (a *applier) change() error {
 	r := a.r
-	return a.edit(r.OID, func(o *Object) error {
+	return a.edit(r.OID, func(o *Object) {
 		o.Ctime = r.Time
 		kind := ChangeAttr
 		switch r.Op {
@@ -426,7 +422,6 @@ func (a *applier) change() error {
 			setXattr(o, r.Name, nil, false)
 		}
 		a.changed(kind, r.OID)
-		return nil
 	})
 }
 

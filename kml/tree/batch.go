@@ -10,7 +10,7 @@ import (
 // to one Update and to one goroutine.
 type Batch struct {
 	x   *Index
-	own *overlay
+	own draft
 }
 
 // Update runs f, and makes its changes visible all at once, or none of them
@@ -21,15 +21,17 @@ func (x *Index) Update(f func(*Batch) error) error {
 	if err := x.bounded(2 * x.behind()); err != nil {
 		return err
 	}
-	b := &Batch{x: x, own: x.scratch()}
-	err := f(b)
-	defer func() { x.own = b.own.emptied() }()
-	if err != nil {
+	b := &x.batch
+	b.x = x
+	x.mu.RLock()
+	b.own.empty(x.layers[0].cursor, x.layers[0].crc)
+	x.mu.RUnlock()
+	if err := f(b); err != nil {
 		return err
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.layers[0].merge(b.own)
+	b.own.lay(x.layers[0])
 	for x.pendingSize() >= x.opt.FlushSize {
 		full := x.pendingSize() >= x.behind()*x.opt.FlushSize
 		if full || !x.waiting { // else a commit comes first, and wakes it
@@ -41,19 +43,6 @@ func (x *Index) Update(f func(*Batch) error) error {
 		x.room.Wait() // the file cannot keep up: memory stays bounded
 	}
 	return nil
-}
-
-// scratch is an empty overlay for one Update.
-func (x *Index) scratch() *overlay {
-	o := x.own
-	x.own = nil
-	if o == nil {
-		o = newOverlay(0)
-	}
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	o.cursor, o.crc = x.layers[0].cursor, x.layers[0].crc
-	return o
 }
 
 // maxBehind is how many flushes' worth of changes may stand in memory before
@@ -89,14 +78,14 @@ func (x *Index) bounded(flushes int) error {
 // read runs f on the batch's own changes over the index.
 func (b *Batch) read(f func(s source) error) error {
 	return b.x.read(func(s source) error {
-		s.layers = append([]*overlay{b.own}, s.layers...)
+		s.layers = append([]*overlay{b.own.full()}, s.layers...)
 		return f(s)
 	})
 }
 
 // Get is Index.Get.
 func (b *Batch) Get(oid kml.OID) (o *Object, err error) {
-	if o, ok := b.own.objs[oid]; ok {
+	if o, ok := b.own.object(oid); ok {
 		if o == nil {
 			return nil, ErrNotFound
 		}
@@ -112,48 +101,76 @@ func (b *Batch) Put(o *Object) error {
 	}
 	old, err := b.Get(o.OID)
 	if err == nil && old.Ino != 0 && old.Ino != o.Ino {
-		b.dropIno(old)
+		b.dropIno(old.OID, old.Ino)
 	}
 	if o.Ino != 0 && (err != nil || old.Ino != o.Ino) {
-		b.own.inos[o.Ino] = o.OID
+		b.own.setIno(o.Ino, o.OID)
 	}
-	b.own.objs[o.OID] = o
-	b.own.size++
+	b.own.setObject(o.OID, o)
+	return nil
+}
+
+// change changes an object in the hands of f, which is not to fail. What this
+// Update has put is changed in place.
+func (b *Batch) change(oid kml.OID, f func(o *Object)) error {
+	o, own := b.own.object(oid)
+	if own && o == nil {
+		return ErrNotFound
+	}
+	if !own {
+		old, err := b.x.Get(oid)
+		if err != nil {
+			return err
+		}
+		n := *old
+		o = &n
+	}
+	ino := o.Ino
+	f(o)
+	if o.Ino != ino {
+		if ino != 0 {
+			b.dropIno(oid, ino)
+		}
+		if o.Ino != 0 {
+			b.own.setIno(o.Ino, oid)
+		}
+	}
+	if !own {
+		b.own.setObject(oid, o)
+	}
 	return nil
 }
 
 // putNew is Put for an object that is in no index.
 func (b *Batch) putNew(o *Object) {
 	if o.Ino != 0 {
-		b.own.inos[o.Ino] = o.OID
+		b.own.setIno(o.Ino, o.OID)
 	}
-	b.own.objs[o.OID] = o
-	b.own.size++
+	b.own.setObject(o.OID, o)
 }
 
 // dropIno forgets an object's inode number, unless another has it by now.
-func (b *Batch) dropIno(o *Object) {
-	oid, ok := b.own.inos[o.Ino]
+func (b *Batch) dropIno(oid kml.OID, ino uint64) {
+	has, ok := b.own.ino(ino)
 	if !ok {
-		oid, ok = b.x.ByIno(o.Ino)
+		has, ok = b.x.ByIno(ino)
 	}
-	if ok && oid == o.OID {
-		b.own.inos[o.Ino] = 0
+	if ok && has == oid {
+		b.own.setIno(ino, 0)
 	}
 }
 
 // Delete removes an object. Its names are the caller's business.
 func (b *Batch) Delete(oid kml.OID) {
 	if old, err := b.Get(oid); err == nil && old.Ino != 0 {
-		b.dropIno(old)
+		b.dropIno(old.OID, old.Ino)
 	}
-	b.own.objs[oid] = nil
-	b.own.size++
+	b.own.setObject(oid, nil)
 }
 
 // Child is Index.Child.
 func (b *Batch) Child(n Name) (oid kml.OID, known kml.Position, ok bool) {
-	if v, ok := b.own.names[n.Parent][n.Name]; ok {
+	if v, ok := b.own.name(n); ok {
 		return v.oid, v.known, v.oid != 0
 	}
 	return b.x.Child(n.Parent, n.Name)
@@ -183,7 +200,7 @@ func (b *Batch) SetName(n Name, oid kml.OID, known kml.Position) {
 }
 
 // DelName empties a name, as of a position.
-func (b *Batch) DelName(n Name, known kml.Position) { b.own.setName(n, nameVal{0, known}) }
+func (b *Batch) DelName(n Name, known kml.Position) { b.SetName(n, 0, known) }
 
 // SetLink notes that an object has (or no longer has) one of several names.
 func (b *Batch) SetLink(oid kml.OID, n Name, there bool) { b.own.setLink(oid, n, there) }
@@ -199,7 +216,7 @@ func (b *Batch) SetCursorCRC(crc uint32) { b.own.crc = crc }
 func (b *Batch) Cursor() kml.Position { return b.own.cursor }
 
 func (b *Batch) site(id kml.SiteID) siteState {
-	if st, ok := b.own.sites[id]; ok {
+	if st, ok := b.own.site(id); ok {
 		return st
 	}
 	return b.x.site(id)
@@ -208,10 +225,12 @@ func (b *Batch) site(id kml.SiteID) siteState {
 // Applied reports whether a record was applied, and where. For one whose
 // outcome was forgotten since, the position is merely one not before it.
 func (b *Batch) Applied(o kml.Origin) (pos kml.Position, ok bool) {
-	_ = b.read(func(s source) error {
-		pos, ok = s.origin(o)
-		return nil
-	})
+	if pos, ok = b.own.origin(o); !ok {
+		_ = b.x.read(func(s source) error {
+			pos, ok = s.origin(o)
+			return nil
+		})
+	}
 	if !ok && o.Seq != 0 && o.Seq <= b.site(o.Site).forgotten {
 		return b.own.cursor, true
 	}
@@ -227,12 +246,11 @@ func (b *Batch) SetApplied(o kml.Origin, pos kml.Position, made kml.OID) {
 		changed.maxCounter = max(st.maxCounter, made.Counter())
 	}
 	if changed != st {
-		b.own.sites[o.Site] = changed
+		b.own.setSite(o.Site, changed)
 	}
 	if b.x.opt.Track == nil || b.x.opt.Track(o.Site) {
-		b.own.origins[o] = pos
+		b.own.setOrigin(o, pos)
 	}
-	b.own.size++
 }
 
 // LastSeq is the highest record number seen of a site.
@@ -248,7 +266,6 @@ func (b *Batch) Forget(id kml.SiteID, seq uint64) error {
 		return nil
 	}
 	st.forgotten = min(seq, st.lastSeq)
-	b.own.sites[id] = st
-	b.own.size++
+	b.own.setSite(id, st)
 	return nil
 }

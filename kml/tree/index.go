@@ -65,8 +65,8 @@ type Index struct {
 	opt    IndexOptions
 	logger *slog.Logger
 
-	wmu sync.Mutex // one Update
-	own *overlay   // of the last Update, emptied, for the next
+	wmu   sync.Mutex // one Update
+	batch Batch      // of the Update under way; its room is kept
 
 	mu     sync.RWMutex
 	layers []*overlay // newest first; never empty; only the newest changes

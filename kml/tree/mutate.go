@@ -136,10 +136,10 @@ func (t *Tree) journal(m mutation) error {
 		return t.breakDown(fmt.Errorf("log: %w", err))
 	}
 	fault.Point("tree.append")
-	var changes []Change
+	changes := t.changes[:0]
 	err := t.index.Update(func(b *Batch) error {
 		var err error
-		if changes, err = applyRecord(b, r, false); err != nil {
+		if changes, err = applyInto(b, r, false, changes); err != nil {
 			return err
 		}
 		if m.index != nil {
@@ -158,6 +158,8 @@ func (t *Tree) journal(m mutation) error {
 		c.Door = m.door
 		t.watch.emit(c)
 	}
+	clear(changes)
+	t.changes = changes
 	return nil
 }
 

@@ -227,13 +227,10 @@ func (t *Tree) lookFirst(ctx context.Context, p place, st *unix.Statx_t) error {
 
 // noteChange refreshes the fingerprint after a change of our own.
 func noteChange(b *Batch, oid kml.OID, st *unix.Statx_t) error {
-	o, err := b.Get(oid)
-	if err != nil || st.Mask == 0 {
-		return ignore(err, ErrNotFound)
+	if st.Mask == 0 {
+		return nil
 	}
-	n := *o
-	n.Fp, n.Ctime = fingerprint(st), nsOf(st.Ctime)
-	return b.Put(&n)
+	return ignore(b.change(oid, func(o *Object) { o.Fp, o.Ctime = fingerprint(st), nsOf(st.Ctime) }), ErrNotFound)
 }
 
 func ignore(err, which error) error {

@@ -229,14 +229,13 @@ func (m *making) dress(p place, parent *unix.Statx_t, uid, gid uint32, chown boo
 
 // noteInode tells the index which inode an object is.
 func noteInode(b *Batch, oid kml.OID, st *unix.Statx_t, handle []byte) error {
-	o, err := b.Get(oid)
-	if err != nil || handle == nil {
-		return err
-	}
-	n := *o
-	n.Ino, n.Handle, n.Fp = st.Ino, handle, fingerprint(st)
-	n.Btime, n.Ctime = nsOf(st.Btime), nsOf(st.Ctime)
-	return b.Put(&n)
+	return b.change(oid, func(o *Object) {
+		if handle == nil {
+			return
+		}
+		o.Ino, o.Handle, o.Fp = st.Ino, handle, fingerprint(st)
+		o.Btime, o.Ctime = nsOf(st.Btime), nsOf(st.Ctime)
+	})
 }
 
 func fingerprint(st *unix.Statx_t) Fingerprint {

@@ -48,25 +48,6 @@ func (o *overlay) above() *overlay {
 	return n
 }
 
-// maxReused is the size up to which an overlay is emptied rather than made anew:
-// emptying a map costs what it once held.
-const maxReused = 64
-
-// emptied is o with nothing in it, or another.
-func (o *overlay) emptied() *overlay {
-	if len(o.objs)+len(o.names)+len(o.links)+len(o.inos)+len(o.origins)+len(o.sites) > maxReused {
-		return nil
-	}
-	clear(o.objs)
-	clear(o.names)
-	clear(o.links)
-	clear(o.inos)
-	clear(o.origins)
-	clear(o.sites)
-	o.size = 0
-	return o
-}
-
 func (o *overlay) setName(n Name, v nameVal) {
 	m := o.names[n.Parent]
 	if m == nil {
@@ -111,6 +92,5 @@ func (o *overlay) merge(from *overlay) {
 	for k, v := range from.sites {
 		o.sites[k] = v
 	}
-	o.cursor, o.crc = from.cursor, from.crc
 	o.size += len(from.objs) + len(from.inos) + len(from.origins)
 }

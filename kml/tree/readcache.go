@@ -12,99 +12,105 @@ import (
 // has replaces here what it wrote before it gives up its layers.
 type readCache struct {
 	mu    sync.Mutex
-	objs  map[kml.OID]*Object // nil: there is none
-	names map[Name]nameVal    // oid 0: nothing there
-	sites map[kml.SiteID]siteState
+	objs  recent[kml.OID, *Object] // nil: there is none
+	names recent[Name, nameVal]    // oid 0: nothing there
+	sites recent[kml.SiteID, siteState]
 }
 
 // maxClean is how many objects, and how many names, are kept: some 16 MB.
 const maxClean = 1 << 15
 
+// recent is a map of what was used lately: when one half of it is full, the other
+// is forgotten.
+type recent[K comparable, V any] struct{ young, old map[K]V }
+
+func (r *recent[K, V]) get(k K) (V, bool) {
+	v, ok := r.young[k]
+	if ok {
+		return v, true
+	}
+	if v, ok = r.old[k]; ok {
+		r.put(k, v)
+	}
+	return v, ok
+}
+
+func (r *recent[K, V]) put(k K, v V) {
+	if len(r.young) >= maxClean/2 {
+		r.young, r.old = r.old, r.young
+		clear(r.young)
+	}
+	if r.young == nil {
+		r.young = make(map[K]V)
+	}
+	r.young[k] = v
+}
+
+func (r *recent[K, V]) remove(k K) {
+	delete(r.young, k)
+	delete(r.old, k)
+}
+
 func (c *readCache) object(oid kml.OID) (*Object, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	o, ok := c.objs[oid]
-	return o, ok
+	return c.objs.get(oid)
 }
 
 func (c *readCache) name(n Name) (nameVal, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	v, ok := c.names[n]
-	return v, ok
+	return c.names.get(n)
+}
+
+func (c *readCache) site(id kml.SiteID) (siteState, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sites.get(id)
 }
 
 // keep keeps what the file says of an object: nil is that it has none.
 func (c *readCache) keep(oid kml.OID, o *Object) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.objs == nil {
-		c.objs = make(map[kml.OID]*Object)
-	}
-	c.objs[oid] = o
-	shrink(c.objs)
-}
-
-func (c *readCache) site(id kml.SiteID) (siteState, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	st, ok := c.sites[id]
-	return st, ok
-}
-
-func (c *readCache) keepSite(id kml.SiteID, st siteState) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.sites == nil {
-		c.sites = make(map[kml.SiteID]siteState)
-	}
-	c.sites[id] = st
-	shrink(c.sites)
+	c.objs.put(oid, o)
 }
 
 func (c *readCache) keepName(n Name, v nameVal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.names == nil {
-		c.names = make(map[Name]nameVal)
-	}
-	c.names[n] = v
-	shrink(c.names)
+	c.names.put(n, v)
+}
+
+func (c *readCache) keepSite(id kml.SiteID, st siteState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sites.put(id, st)
 }
 
 // replace takes what layers, newest first, have written over what was kept.
 // Index.mu is held for writing.
 func (c *readCache) replace(layers []*overlay) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for i := len(layers) - 1; i >= 0; i-- {
 		for oid, o := range layers[i].objs {
 			if o != nil {
-				c.keep(oid, o)
-				continue
+				c.objs.put(oid, o)
+			} else {
+				c.objs.remove(oid)
 			}
-			c.mu.Lock()
-			delete(c.objs, oid)
-			c.mu.Unlock()
 		}
 		for id, st := range layers[i].sites {
-			c.keepSite(id, st)
+			c.sites.put(id, st)
 		}
 		for p, m := range layers[i].names {
 			for n, v := range m {
 				if v.oid == 0 {
 					v = nameVal{} // the file does not know since when
 				}
-				c.keepName(Name{p, n}, v)
+				c.names.put(Name{p, n}, v)
 			}
 		}
-	}
-}
-
-// shrink makes room: any entry goes.
-func shrink[K comparable, V any](m map[K]V) {
-	for k := range m {
-		if len(m) <= maxClean {
-			return
-		}
-		delete(m, k)
 	}
 }

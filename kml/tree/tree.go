@@ -110,10 +110,11 @@ type Tree struct {
 	names stripes // a folder's entries, by the folder's oid
 	objs  stripes // an object's attributes and inode
 
-	jmu   sync.Mutex // log, index and watchers advance together under it
-	site  kml.SiteID
-	seq   uint64   // own records
-	fresh unsynced // what records since the last commit touched
+	jmu     sync.Mutex // log, index and watchers advance together under it
+	site    kml.SiteID
+	seq     uint64   // own records
+	changes []Change // room for those of a record
+	fresh   unsynced // what records since the last commit touched
 
 	serving   atomic.Bool // recovery is through
 	importing atomic.Bool // until Init is through

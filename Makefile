@@ -3,6 +3,11 @@
 PREFIX ?= /usr/local
 MANDIR ?= $(PREFIX)/share/man
 
+# Go and the tests keep what they download in the home of who runs them.
+ifeq ($(HOME),)
+export HOME := $(shell getent passwd "$$(id -u)" | cut -d: -f6)
+endif
+
 .PHONY: all test soak lint deps bench bench-9p bench-replicate install uninstall clean
 
 all:

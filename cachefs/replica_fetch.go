@@ -136,7 +136,7 @@ func (w *wants) open() (n, failed int, still <-chan struct{}) {
 func (r *Replica) fetchLoop(ctx context.Context) {
 	for ctx.Err() == nil {
 		r.mu.Lock()
-		up, open, changed := r.up, r.open, r.changed
+		up, open, changed := r.up, r.open && !r.tree.Doubtful(), r.changed
 		r.mu.Unlock()
 		if up == nil || !open {
 			select {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -62,6 +63,7 @@ type Replica struct {
 	dirty    atomic.Bool // contents were placed since the last commit
 	marker   *marker
 	choice   atomic.Pointer[Choice]
+	unsure   []kml.OID // objects to be adopted again when the doubt ends; of who applies
 
 	applied   atomic.Uint64 // see Applied
 	wholeOnly bool          // no file is patched where it lies
@@ -251,6 +253,9 @@ func (r *Replica) recover(last *run) error {
 	if err := r.finishPatches(); err != nil {
 		return err
 	}
+	if err := r.tidyStage(); err != nil {
+		return err
+	}
 	for oid := range moved {
 		if err := r.adopt(oid); err != nil {
 			return err
@@ -302,7 +307,36 @@ func (r *Replica) recoverCopy(last *run) error {
 	if err := r.finishPatches(); err != nil {
 		return err
 	}
+	if err := r.tidyStage(); err != nil {
+		return err
+	}
 	return t.state.beginRun(t.opt.Boot, t.now())
+}
+
+// tidyStage takes from the stage what a kill left there, further names of files
+// that are in their places above all. Pieces of large files stay.
+func (r *Replica) tidyStage() error {
+	es, err := readNames(r.stage)
+	if err != nil {
+		return err
+	}
+	for _, e := range es {
+		var st unix.Stat_t
+		if err := unix.Fstatat(r.stage, e.Name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+		dir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+		switch {
+		case dir:
+			err = unix.Unlinkat(r.stage, e.Name, unix.AT_REMOVEDIR)
+		case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink > 1 || strings.Contains(e.Name, stageNewExt):
+			err = unix.Unlinkat(r.stage, e.Name, 0)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", r.t.state.Path("stage", e.Name), err)
+		}
+	}
+	return nil
 }
 
 func (r *Replica) openLog(head []byte) error {
@@ -422,6 +456,10 @@ func (r *Replica) advanced() {
 	r.moved = make(chan struct{})
 }
 
+// Doubtful reports whether it is undecided what was done in the directory just
+// before an unclean end; nothing should be brought until it is.
+func (r *Replica) Doubtful() bool { return r.doubt.Load() }
+
 // Certain ends the doubt that an unclean end left: all that the directory could
 // be ahead of has been applied.
 func (r *Replica) Certain() {
@@ -431,6 +469,7 @@ func (r *Replica) Certain() {
 
 // sure ends the doubt. What was not looked at meanwhile is looked at.
 func (r *Replica) sure() {
+	r.adoptUnsure()
 	r.doubt.Store(false)
 	if r.unseen.Swap(false) && r.t.watcher != nil {
 		r.t.watcher.lost()

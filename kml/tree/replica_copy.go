@@ -138,7 +138,11 @@ func (c *Copy) note(old *Object, e *CopyEntry, ch change) error {
 	left := false // its old name
 	if old != nil {
 		was := Name{old.Parent, old.Name}
-		left = was != n && old.Parent != 0 && !c.r.onDiskAs(was, old)
+		now := *old
+		if ch.inode != nil { // it may have been replaced, under that name too
+			now.Handle = ch.inode.handle
+		}
+		left = was != n && old.Parent != 0 && !c.r.onDiskAs(was, old) && !c.r.onDiskAs(was, &now)
 	}
 	return c.r.t.index.Update(func(b *Batch) error {
 		several := rec.Op != kml.OpMkdir && rec.Attr.Nlink > 1
@@ -175,11 +179,23 @@ func (c *Copy) note(old *Object, e *CopyEntry, ch change) error {
 func (c *Copy) setName(b *Batch, n Name, oid kml.OID) error {
 	held, _, _ := b.Child(n)
 	b.SetName(n, oid, c.pos)
-	if held != 0 && held != oid {
+	if held == 0 || held == oid {
+		return nil
+	}
+	o, err := b.Get(held)
+	if err != nil || o.Known == c.pos || len(b.Names(held)) > 1 {
 		return dropLink(b, held, n)
 	}
-	return nil
+	// Without a name nothing would find it again, should it be gone.
+	now := *o
+	now.Parent, now.Name = limboOID, limboName(held)
+	b.SetLink(held, n, false)
+	b.SetName(Name{now.Parent, now.Name}, held, 0)
+	return b.Put(&now)
 }
+
+// limboName is an object's name in the folder of those on their way.
+func limboName(oid kml.OID) string { return fmt.Sprintf("%016x", uint64(oid)) }
 
 // dropLink takes a name from those of an object that has, or had, several. A
 // single name stands in the object.
@@ -457,7 +473,7 @@ func (c *Copy) toLimbo(dirfd int, n Name, o *Object) error {
 		return err
 	}
 	defer ref.release()
-	name := fmt.Sprintf("%016x", uint64(o.OID))
+	name := limboName(o.OID)
 	err = unix.Renameat2(dirfd, n.Name, ref.fd, name, unix.RENAME_NOREPLACE)
 	if err == syscall.EEXIST && c.r.onDiskAs(Name{limboOID, name}, o) {
 		err = unix.Unlinkat(dirfd, n.Name, 0) // another of its names was there first
@@ -472,8 +488,9 @@ func (c *Copy) toLimbo(dirfd int, n Name, o *Object) error {
 		to := Name{limboOID, name}
 		b.SetName(to, o.OID, 0)
 		now := *o
-		if o.Attr.Mode&unix.S_IFMT != unix.S_IFDIR && (o.Attr.Nlink > 1 || len(b.Names(o.OID)) > 1) {
-			b.SetLink(o.OID, n, false)
+		several := o.Attr.Nlink > 1 || len(b.Names(o.OID)) > 1
+		b.SetLink(o.OID, n, false) // also when it stands there as the only one left
+		if several && o.Attr.Mode&unix.S_IFMT != unix.S_IFDIR {
 			b.SetLink(o.OID, to, true)
 		}
 		if (Name{o.Parent, o.Name}) == n {
@@ -491,7 +508,7 @@ func (c *Copy) link(e *CopyEntry) error {
 	if err != nil {
 		return fmt.Errorf("link %q to %v: %w", rec.Name, rec.OID, err)
 	}
-	if len(o.Handle) > 0 && r.kept(n, &o.Attr) {
+	if r.kept(n, &o.Attr) {
 		if err := c.placeLink(n, o); err != nil {
 			r.trouble(rec.OID, pathOf(r, rec), "link", err)
 		}
@@ -502,36 +519,38 @@ func (c *Copy) link(e *CopyEntry) error {
 	})
 }
 
+// placeLink makes a name one of an object's; what it holds makes way. One that is
+// not here yet comes with all its names.
 func (c *Copy) placeLink(n Name, o *Object) error {
 	r := c.r
+	if len(o.Handle) > 0 {
+		return r.linkName(n, o, func(dirfd int) error { return c.clear(dirfd, n, o) })
+	}
 	ref, err := r.folder(n.Parent)
 	if err != nil {
 		return err
 	}
 	defer ref.release()
-	fd, _, err := r.openObject(o)
+	return c.clear(ref.fd, n, o)
+}
+
+// clear has what is not an object's inode make way for it.
+func (c *Copy) clear(dirfd int, n Name, o *Object) error {
+	p, st, h, err := lookAtName(dirfd, n.Name)
 	if err != nil {
-		return err
+		return ignore(err, syscall.ENOENT)
 	}
-	defer unix.Close(fd)
-	p, st, h, err := lookAtName(ref.fd, n.Name)
-	if err == nil {
-		unix.Close(p.fd)
-		if string(h) == string(o.Handle) {
-			return nil
-		}
-		if known := r.t.objectFor(&st, h); known != nil && known.Known != c.pos {
-			err = c.toLimbo(ref.fd, n, known)
-		} else if known != nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			err = unix.Unlinkat(ref.fd, n.Name, 0) // a name too many of what has its place
-		} else if known == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && looksLike(o, &st) {
-			err = unix.Unlinkat(ref.fd, n.Name, 0) // another copy of the same file
-		} else {
-			err = r.setAside(ref.fd, n, "not what the master has")
-		}
-		if err != nil {
-			return err
-		}
+	unix.Close(p.fd)
+	known := c.r.t.objectFor(&st, h)
+	switch {
+	case string(h) == string(o.Handle):
+		return nil
+	case known != nil && known.Known != c.pos:
+		return c.toLimbo(dirfd, n, known)
+	case known != nil && st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return unix.Unlinkat(dirfd, n.Name, 0) // a name too many of what has its place
+	case known == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && looksLike(o, &st):
+		return unix.Unlinkat(dirfd, n.Name, 0) // another copy of the same file
 	}
-	return r.linkTo(fd, ref.fd, n, o)
+	return c.r.setAside(dirfd, n, "not what the master has")
 }

@@ -22,7 +22,10 @@ type staged struct {
 	slot  int // of the intent
 }
 
-// close drops what did not get to a name.
+// stageNewExt is in the name of what is made in the stage in one go.
+const stageNewExt = ".new"
+
+// dropStaged drops what did not get to a name.
 func (r *Replica) dropStaged(s *staged) {
 	unix.Close(s.fd)
 	_ = unix.Unlinkat(r.stage, s.name, 0)
@@ -32,7 +35,7 @@ func (r *Replica) dropStaged(s *staged) {
 // stageNew makes in the stage, where no default ACL reaches it, what a record
 // makes, with contents.
 func (r *Replica) stageNew(rec *kml.Record, a kml.Attr, data []byte) (*staged, error) {
-	s := &staged{fd: -1, name: fmt.Sprintf("%016x.new", uint64(rec.OID))}
+	s := &staged{fd: -1, name: fmt.Sprintf("%016x%s", uint64(rec.OID), stageNewExt)}
 	p := node.At{FD: r.stage, Name: s.name}
 	err := r.create(s, rec, data)
 	if errors.Is(err, syscall.EEXIST) { // of a run that was killed
@@ -179,6 +182,12 @@ func (r *Replica) link(rec *kml.Record) error {
 	if err != nil || len(o.Handle) == 0 || !r.kept(n, &o.Attr) {
 		return nil // not here yet: it comes with all its names
 	}
+	return r.linkName(n, o, nil)
+}
+
+// linkName makes n one more name of an object that is in the directory. clear,
+// when not nil, frees the name in the folder dirfd first.
+func (r *Replica) linkName(n Name, o *Object, clear func(dirfd int) error) error {
 	ref, err := r.folder(n.Parent)
 	if err != nil {
 		return err
@@ -189,6 +198,11 @@ func (r *Replica) link(rec *kml.Record) error {
 		return err
 	}
 	defer unix.Close(fd)
+	if clear != nil {
+		if err := clear(ref.fd); err != nil {
+			return err
+		}
+	}
 	return r.linkTo(fd, ref.fd, n, o)
 }
 
@@ -244,7 +258,7 @@ func (r *Replica) remove(n Name, oid kml.OID) error {
 		return r.removeFolder(ref.fd, n, o)
 	}
 	if r.edited(o, &st) {
-		return r.setAside(ref.fd, n, "written here, and removed at the master")
+		return r.aside(ref.fd, n.Name, n, "written here, and removed at the master")
 	}
 	return unix.Unlinkat(ref.fd, n.Name, 0)
 }
@@ -262,29 +276,11 @@ func (r *Replica) removeFolder(dirfd int, n Name, o *Object) error {
 	if err != syscall.ENOTEMPTY {
 		return ignore(err, syscall.ENOENT)
 	}
-	if err := r.emptyFolder(dirfd, n, o.OID); err != nil {
+	all := func(int, string) bool { return true }
+	if err := r.setEntriesAside(dirfd, n.Name, o.OID, "in a folder that the master removed", all); err != nil {
 		return err
 	}
 	return ignore(unix.Unlinkat(dirfd, n.Name, unix.AT_REMOVEDIR), syscall.ENOENT)
-}
-
-// emptyFolder sets aside what only this host has in a folder that goes.
-func (r *Replica) emptyFolder(dirfd int, n Name, oid kml.OID) error {
-	fd, err := unix.Openat(dirfd, n.Name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	es, err := readNames(fd)
-	if err != nil {
-		return err
-	}
-	for _, e := range es {
-		if err := r.setAside(fd, Name{oid, e.Name}, "in a folder that the master removed"); err != nil && !errors.Is(err, syscall.ENOENT) {
-			return err
-		}
-	}
-	return nil
 }
 
 // rename moves an object, over another one or in exchange for it.
@@ -293,6 +289,9 @@ func (r *Replica) rename(rec *kml.Record) ([]change, error) {
 	o, err := r.t.index.Get(rec.OID)
 	if err != nil {
 		return nil, ignore(err, ErrNotFound)
+	}
+	if c := r.renamedBefore(from, to, rec, o); c != nil {
+		return c, nil
 	}
 	if rec.Flags&kml.FlagExchange != 0 && rec.Victim != nil {
 		return r.exchange(from, to, o, rec.Victim.OID)
@@ -335,6 +334,28 @@ func (r *Replica) rename(rec *kml.Record) ([]change, error) {
 		c.fp = &st
 	}
 	return []change{c}, nil
+}
+
+// renamedBefore finds a new object, whose inode nothing tells but its name, under
+// the name that a rename gave it just before a kill; nil when it is not there.
+func (r *Replica) renamedBefore(from, to Name, rec *kml.Record, o *Object) []change {
+	if !r.doubt.Load() || len(o.Handle) != 0 || r.t.onDisk(from) {
+		return nil
+	}
+	dst, err := r.folder(to.Parent)
+	if err != nil {
+		return nil
+	}
+	defer dst.release()
+	p, st, h, err := lookAtName(dst.fd, to.Name)
+	if err != nil {
+		return nil
+	}
+	unix.Close(p.fd)
+	if known := r.t.objectFor(&st, h); known != nil && r.victimOf(rec, &st, h) == nil || !looksLike(o, &st) {
+		return nil
+	}
+	return []change{{oid: o.OID, inode: &inode{st, h}}}
 }
 
 // moveOver renames; what is at the new name is the victim, or is set aside.
@@ -408,7 +429,21 @@ func (r *Replica) renameLater(from, to Name, o *Object) ([]change, error) {
 	if len(o.Handle) == 0 {
 		return gone, nil
 	}
-	return gone, r.remove(from, o.OID)
+	if err := r.remove(from, o.OID); err != nil {
+		return gone, err
+	}
+	return []change{r.without(o)}, nil
+}
+
+// without is an object that lost a name and lacks its contents: its other names
+// stay what they are.
+func (r *Replica) without(o *Object) change {
+	c := change{oid: o.OID, lacks: true}
+	if fd, _, err := r.openObject(o); err == nil {
+		unix.Close(fd)
+		c.keep = true
+	}
+	return c
 }
 
 // exchange swaps two names.
@@ -436,8 +471,9 @@ func (r *Replica) exchange(from, to Name, o *Object, other kml.OID) ([]change, e
 			return lost, err
 		}
 	case string(a) == string(v.Handle) && string(b) == string(o.Handle) && a != nil && b != nil: // before the kill
-	default:
-		return lost, errMismatch
+	default: // one of them is still on its way: both come to their new names
+		err := errors.Join(r.remove(from, o.OID), r.remove(to, v.OID))
+		return []change{r.without(o), r.without(v)}, err
 	}
 	return []change{{oid: o.OID, keep: true, lookUp: true}, {oid: v.OID, keep: true, lookUp: true}}, nil
 }

@@ -89,11 +89,11 @@ func (r *Replica) revertLocked(n Name, oid kml.OID, known, wrote bool) error {
 	return nil
 }
 
-// brought takes a file for what was brought for a lacking object when the process
-// was killed before it noted that: it has the version's size and time.
+// brought takes a file for what was brought for an object when the process was
+// killed before that was in the index's file: it has the version's size and time.
 func (r *Replica) brought(oid kml.OID, p place, st *unix.Statx_t, handle []byte) bool {
 	o, err := r.t.index.Get(oid)
-	if err != nil || o.Attr.Mode&unix.S_IFMT != unix.S_IFREG || o.Whole || !looksLike(o, st) {
+	if err != nil || o.Attr.Mode&unix.S_IFMT != unix.S_IFREG || !looksLike(o, st) || o.Whole && st.Mtime.Nsec == 0 {
 		return false
 	}
 	c := change{oid: oid, inode: &inode{*st, handle}}
@@ -104,7 +104,7 @@ func (r *Replica) brought(oid kml.OID, p place, st *unix.Statx_t, handle []byte)
 // holds the lock of the name.
 func (r *Replica) missing(dirfd int, n Name, oid kml.OID) error {
 	o, err := r.t.index.Get(oid)
-	if err != nil || len(o.Handle) == 0 {
+	if err != nil || len(o.Handle) == 0 || o.Attr.Mode&unix.S_IFMT == unix.S_IFREG && !o.Whole {
 		return ignore(err, ErrNotFound) // it is on its way, or not wanted here
 	}
 	if removed(dirfd) {
@@ -187,7 +187,7 @@ func (r *Replica) revertChange(dirfd int, n Name, p place, wrote bool) error {
 	file := o.Attr.Mode&unix.S_IFMT == unix.S_IFREG
 	if file && o.Whole && (r.edited(o, &st) || wrote && o.Fp != fingerprint(&st)) && !r.doubt.Load() {
 		r.reverted.Add(1)
-		if err := r.setAside(dirfd, n, "written here"); err != nil {
+		if err := r.aside(dirfd, n.Name, n, "written here"); err != nil {
 			return err
 		}
 		r.folderTime(n.Parent)

@@ -187,7 +187,7 @@ func (r *Replica) replaceName(n Name, from string, o *Object) error {
 		return unix.Unlinkat(r.stage, from, 0)
 	}
 	if !known || r.edited(o, &st) {
-		return r.setAsideStaged(from, n, "written here while the master changed it")
+		return r.takeAway(r.stage, from, n, "written here while the master changed it")
 	}
 	return unix.Unlinkat(r.stage, from, 0)
 }
@@ -266,22 +266,63 @@ func (r *Replica) adopt(oid kml.OID) error {
 		return ignore(err, ErrNotFound)
 	}
 	c := change{oid: oid, lacks: true}
-	bare := *o
-	bare.Handle = nil
-	if fd, err := r.t.openNamed(&bare); err == nil {
-		if sameType(fd, o.Attr.Mode) {
-			if c.inode, err = inodeOf(fd); err == nil {
-				c.lacks = !looksLike(o, &c.inode.st)
+	ts, err := r.t.lookAt(r.t.index.Names(oid))
+	defer closeTargets(ts)
+	if err != nil {
+		return err
+	}
+	for _, k := range ts {
+		if !sameType(k.fd, o.Attr.Mode) {
+			continue
+		}
+		if o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR { // what was done in it last moved its time
+			if err := node.SetTimes(node.At{FD: k.fd}, o.Attr, kml.MaskMtime); err != nil {
+				r.skip("times", err)
 			}
 		}
-		unix.Close(fd)
+		in, err := inodeOf(k.fd)
 		if err != nil {
 			return err
 		}
-	} else if !errors.Is(err, errMismatch) {
-		return err
+		like := looksLike(o, &in.st)
+		if c.inode == nil || c.lacks && like {
+			if c.inode != nil && string(c.inode.handle) != string(in.handle) {
+				r.unsure = append(r.unsure, oid)
+			}
+			c.inode, c.lacks = in, !like
+		} else if string(c.inode.handle) != string(in.handle) {
+			r.unsure = append(r.unsure, oid)
+		}
+	}
+	if c.inode == nil {
+		r.unsure = append(r.unsure, oid)
 	}
 	return r.t.index.Update(c.note)
+}
+
+// adoptUnsure looks again at what was not where the index has it, and at files
+// whose names hold several inodes: the record that was being done when the
+// process was killed is done by now.
+func (r *Replica) adoptUnsure() {
+	list := r.unsure
+	r.unsure = nil
+	for _, oid := range list {
+		var parents []kml.OID
+		for _, n := range r.t.index.Names(oid) {
+			parents = append(parents, n.Parent)
+		}
+		names := r.t.names.lock(parents...)
+		object := r.t.objs.lock(oid)
+		err := r.adopt(oid)
+		object.unlock()
+		names.unlock()
+		if err != nil {
+			r.trouble(oid, r.Path(oid), "find again", err)
+		} else if o, err := r.t.index.Get(oid); err == nil && lacking(o) {
+			r.lack(oid)
+		}
+	}
+	r.unsure = nil
 }
 
 // Brought is what was fetched of an object.
@@ -448,32 +489,23 @@ func (r *Replica) loseBelow(oid kml.OID, depth int) error {
 	if depth > maxDepth {
 		return syscall.ELOOP
 	}
-	for after := ""; ; {
-		es, err := r.t.index.Children(oid, after, 512)
-		if err != nil || len(es) == 0 {
-			return err
+	return r.eachChild(oid, func(n Name, _ NameEntry, o *Object) error {
+		if o == nil {
+			return nil
 		}
-		for _, e := range es {
-			o, err := r.t.index.Get(e.OID)
-			if err != nil {
-				continue
+		if len(o.Handle) == 0 || !r.onDiskAs(n, o) {
+			if err := r.t.index.Update((&change{oid: o.OID, lacks: true}).note); err != nil {
+				return err
 			}
-			if len(o.Handle) == 0 || !r.onDiskAs(Name{oid, e.Name}, o) {
-				if err := r.t.index.Update((&change{oid: o.OID, lacks: true}).note); err != nil {
-					return err
-				}
-				if r.kept(Name{oid, e.Name}, &o.Attr) {
-					r.lack(o.OID)
-				}
-			}
-			if o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
-				if err := r.loseBelow(o.OID, depth+1); err != nil {
-					return err
-				}
+			if r.kept(n, &o.Attr) {
+				r.lack(o.OID)
 			}
 		}
-		after = es[len(es)-1].Name
-	}
+		if o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+			return r.loseBelow(o.OID, depth+1)
+		}
+		return nil
+	})
 }
 
 // onDiskAs reports whether a name holds an object's inode.

@@ -57,32 +57,17 @@ func (c *Copy) sweep(oid kml.OID, depth int) error {
 	if depth > maxDepth {
 		return syscall.ELOOP
 	}
-	for after := ""; ; {
-		es, err := r.t.index.Children(oid, after, 512)
-		if err != nil {
-			return err
+	err := r.eachChild(oid, func(n Name, e NameEntry, o *Object) error {
+		switch {
+		case o == nil || e.Known != c.pos || oid == limboOID:
+			return c.stale(n, e.OID, o)
+		case o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR:
+			return c.sweep(e.OID, depth+1)
 		}
-		if len(es) == 0 {
-			break
-		}
-		for _, e := range es {
-			n := Name{oid, e.Name}
-			o, err := r.t.index.Get(e.OID)
-			if err != nil && !errors.Is(err, ErrNotFound) {
-				return err
-			}
-			switch {
-			case o == nil || e.Known != c.pos || oid == limboOID:
-				if err := c.stale(n, e.OID, o); err != nil {
-					return err
-				}
-			case o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR:
-				if err := c.sweep(e.OID, depth+1); err != nil {
-					return err
-				}
-			}
-		}
-		after = es[len(es)-1].Name
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	if oid == limboOID {
 		return nil
@@ -92,6 +77,27 @@ func (c *Copy) sweep(oid kml.OID, depth int) error {
 	}
 	r.folderTime(oid)
 	return nil
+}
+
+// eachChild calls f for each name that the index has in a folder, with the object,
+// nil when there is none. Names that are changed meanwhile may be missed.
+func (r *Replica) eachChild(oid kml.OID, f func(n Name, e NameEntry, o *Object) error) error {
+	for after := ""; ; {
+		es, err := r.t.index.Children(oid, after, 512)
+		if err != nil || len(es) == 0 {
+			return err
+		}
+		for _, e := range es {
+			o, err := r.t.index.Get(e.OID)
+			if err = ignore(err, ErrNotFound); err != nil {
+				return err
+			}
+			if err := f(Name{oid, e.Name}, e, o); err != nil {
+				return err
+			}
+		}
+		after = es[len(es)-1].Name
+	}
 }
 
 // stale takes away a name that the snapshot does not have.
@@ -146,7 +152,19 @@ func (r *Replica) sweepLocal(oid kml.OID) error {
 		return nil
 	}
 	defer ref.release()
-	fd, err := unix.Openat(ref.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	return r.setEntriesAside(ref.fd, ".", oid, "not on the master", func(fd int, name string) bool {
+		if oid == kml.RootOID && name == ExtDirName {
+			return false
+		}
+		_, _, known := r.t.index.Child(oid, name)
+		return !known && !r.mounted(fd, name)
+	})
+}
+
+// setEntriesAside sets aside what is in the folder name below dirfd, which is oid
+// to the index, and which says so.
+func (r *Replica) setEntriesAside(dirfd int, name string, oid kml.OID, why string, which func(fd int, name string) bool) error {
+	fd, err := unix.Openat(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
@@ -156,16 +174,10 @@ func (r *Replica) sweepLocal(oid kml.OID) error {
 		return err
 	}
 	for _, e := range es {
-		if oid == kml.RootOID && e.Name == ExtDirName {
+		if !which(fd, e.Name) {
 			continue
 		}
-		if _, _, known := r.t.index.Child(oid, e.Name); known {
-			continue
-		}
-		if r.mounted(fd, e.Name) {
-			continue
-		}
-		if err := r.setAside(fd, Name{oid, e.Name}, "not on the master"); err != nil && !errors.Is(err, syscall.ENOENT) {
+		if err := r.setAside(fd, Name{oid, e.Name}, why); err != nil && !errors.Is(err, syscall.ENOENT) {
 			return err
 		}
 	}
@@ -193,24 +205,14 @@ func (r *Replica) dropBelow(n Name, o *Object, depth int) error {
 		return nil
 	}
 	if o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
-		for after := ""; ; {
-			es, err := r.t.index.Children(o.OID, after, 512)
-			if err != nil {
-				return err
+		err := r.eachChild(o.OID, func(n Name, _ NameEntry, k *Object) error {
+			if k == nil {
+				return nil
 			}
-			if len(es) == 0 {
-				break
-			}
-			for _, e := range es {
-				k, err := r.t.index.Get(e.OID)
-				if err != nil {
-					continue
-				}
-				if err := r.dropBelow(Name{o.OID, e.Name}, k, depth+1); err != nil {
-					return err
-				}
-			}
-			after = es[len(es)-1].Name
+			return r.dropBelow(n, k, depth+1)
+		})
+		if err != nil {
+			return err
 		}
 	}
 	if err := r.remove(n, o.OID); err != nil {
@@ -237,36 +239,23 @@ func (r *Replica) lackingBelow(oid kml.OID, depth int) error {
 	if depth > maxDepth {
 		return syscall.ELOOP
 	}
-	for after := ""; ; {
-		if err := r.t.ctx.Err(); err != nil {
+	return r.eachChild(oid, func(n Name, _ NameEntry, o *Object) error {
+		if err := r.t.ctx.Err(); err != nil || o == nil {
 			return err
 		}
-		es, err := r.t.index.Children(oid, after, 512)
-		if err != nil || len(es) == 0 {
-			return err
+		switch {
+		case !r.kept(n, &o.Attr):
+			if err := r.dropTree(n, o); err != nil {
+				r.trouble(o.OID, r.Path(o.OID), "remove", err)
+			}
+		case lacking(o):
+			r.lack(o.OID)
 		}
-		for _, e := range es {
-			o, err := r.t.index.Get(e.OID)
-			if err != nil {
-				continue
-			}
-			n := Name{oid, e.Name}
-			switch {
-			case !r.kept(n, &o.Attr):
-				if err := r.dropTree(n, o); err != nil {
-					r.trouble(o.OID, r.Path(o.OID), "remove", err)
-				}
-			case lacking(o):
-				r.lack(o.OID)
-			}
-			if o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
-				if err := r.lackingBelow(o.OID, depth+1); err != nil {
-					return err
-				}
-			}
+		if o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+			return r.lackingBelow(o.OID, depth+1)
 		}
-		after = es[len(es)-1].Name
-	}
+		return nil
+	})
 }
 
 // lacking reports whether something of an object is missing in the directory.

@@ -202,7 +202,7 @@ func (f *follower) bringOne(oid kml.OID) {
 		b.Xattrs = e.Record.Xattrs
 		return nil
 	}); err != nil {
-		f.t.Fatal(oid, err)
+		f.t.Fatalf("%+v: %v", w, err)
 	}
 	if w.Mode&unix.S_IFMT == unix.S_IFREG {
 		data := f.contents(oid, w.Version, w.Size, 1<<40)
@@ -288,7 +288,8 @@ func (f *follower) equal() {
 	f.t.Helper()
 	if d := cmp.Diff(portrait(f.t, f.tr.Dir()), portrait(f.t, f.dir)); d != "" {
 		list, _ := f.r.Troubles()
-		f.t.Fatalf("master and replica differ (-master +replica):\n%s\n%+v", d, list)
+		asides, _ := os.ReadFile(f.r.State().Path("conflicts", asideList))
+		f.t.Fatalf("master and replica differ (-master +replica):\n%s\n%+v\nput aside:\n%s", d, list, asides)
 	}
 	at, crc := f.r.Cursor()
 	if want, err := f.tr.Log().CRCAt(at); err != nil || want != crc {
@@ -375,12 +376,12 @@ func TestReplicaCopiesAgain(t *testing.T) {
 	rnd := testutil.Rand(t)
 	tr := newTree(t)
 	w := randomWorker(tr, t, rnd)
-	w.single = true
 	f := newFollower(t, tr)
 	for i := range 20 {
 		w.run(t, 60*i, 60)
 		f.inline = []uint64{0, 300, 1 << 20}[rnd.IntN(3)]
 		f.copy(-1)
+		f.noAsides()
 		f.bring()
 		f.equal()
 		f.noAsides()

@@ -1,17 +1,12 @@
 package tree
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/kml"
 )
@@ -109,62 +104,6 @@ func (r *Replica) Troubles() (list []Trouble, more int64) {
 	}
 	slices.SortFunc(list, func(a, b Trouble) int { return strings.Compare(a.Path, b.Path) })
 	return list, r.troubles.over
-}
-
-// Aside is something that was only in this directory and had to go from its
-// place: the file or folder of that name in .mezzo/conflicts.
-type Aside struct {
-	Time time.Time `json:"time"`
-	Path string    `json:"path"` // where it was
-	Why  string    `json:"why"`
-	Kept string    `json:"kept"` // its name in the folder of conflicts
-}
-
-const asideList = "list.jsonl" // in conflicts: a line of JSON each
-
-// setAside moves what a name holds, and the master does not have, to the folder
-// of conflicts. n says where it was.
-func (r *Replica) setAside(dirfd int, n Name, why string) error {
-	return r.aside(dirfd, n.Name, n, why)
-}
-
-// setAsideStaged is setAside for what came out of a name into the stage.
-func (r *Replica) setAsideStaged(from string, n Name, why string) error {
-	return r.aside(r.stage, from, n, why)
-}
-
-func (r *Replica) aside(dirfd int, from string, n Name, why string) error {
-	base := n.Name
-	now := r.t.now().UTC()
-	kept := fmt.Sprintf("%s-%d-", now.Format("20060102T150405.000"), r.seq.Add(1))
-	if len(kept)+len(base) > 255 {
-		base = base[len(kept)+len(base)-255:]
-	}
-	kept += base
-	if err := unix.Renameat(dirfd, from, unix.AT_FDCWD, r.t.state.Path("conflicts", kept)); err != nil {
-		return err
-	}
-	path := n.Name
-	if up := r.Path(n.Parent); up != "" {
-		path = up + "/" + n.Name
-	}
-	a := Aside{Time: now, Path: path, Why: why, Kept: kept}
-	r.t.logger.Warn("something that only this host has was put aside", "fileset", r.t.dir, "path", path, "why", why, "kept", kept)
-	r.asides.Add(1)
-	return r.noteAside(a)
-}
-
-func (r *Replica) noteAside(a Aside) error {
-	b, err := json.Marshal(a)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(r.t.state.Path("conflicts", asideList), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(b, '\n'))
-	return errors.Join(err, f.Close())
 }
 
 // standIns are names that go on holding what was there before, because what

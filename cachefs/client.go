@@ -60,9 +60,10 @@ type Options struct {
 	// all before it.
 	Aging time.Duration
 
-	dial dialer  // nil: p9srv/client
-	as   *uint32 // who attaches; nil: the user of the process
-	asIs bool    // tests: the local log is sent as it is
+	dial dialer    // nil: p9srv/client
+	as   *uint32   // who attaches; nil: the user of the process
+	asIs bool      // tests: the local log is sent as it is
+	boot tree.Boot // tests: the run of the machine
 }
 
 func (o *Options) fill() error {
@@ -159,12 +160,15 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 	c.read = newPacer(func() int { return int(c.in.get()) })
 	var err error
 	c.cache, err = tree.OpenCache(o.Dir, tree.CacheOptions{Upstream: c, Now: o.Now, Logger: o.Logger, WholeMax: o.WholeMax,
-		StoreIdle: o.StoreIdle, StoreBusy: o.StoreBusy, SyncClose: o.Sync})
+		StoreIdle: o.StoreIdle, StoreBusy: o.StoreBusy, SyncClose: o.Sync, Boot: o.boot})
 	if err != nil {
 		return nil, err
 	}
 	if c.notes, err = loadNotes(c.notesPath()); err != nil {
 		return nil, errors.Join(err, c.cache.Close())
+	}
+	if n := c.cache.Forgotten(); n > 0 {
+		c.note("%d changes made here just before this machine went down were not on its disk", n)
 	}
 	used := c.cache.State().Fileset().Upstream != ""
 	if _, err := os.Stat(c.offlinePath()); err == nil && used {

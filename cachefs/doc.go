@@ -20,8 +20,11 @@
 // A change of names or attributes is in the local log when it returns, which
 // outlives the process. So are contents at the last close (a flush), at fsync,
 // after a second without a write, or after 30 s of steady writing: they become a
-// store. It makes no difference whether the master is there, but that while there
-// is a link the master decides, before they succeed, on the operations by which
+// store. A crash of this machine takes nothing that was fsynced, and of the rest
+// at most the last 5 s; what it leaves is a beginning of what was done.
+//
+// It makes no difference whether the master is there, but that while there is a
+// link the master decides, before they succeed, on the operations by which
 // programs exclude each other: creating with O_EXCL, mkdir, mknod, link, symlink
 // and RENAME_NOREPLACE; with Options.Sync on all. fsync waits for the master
 // while there is a link, and with Options.Sync so does close.

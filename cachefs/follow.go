@@ -49,6 +49,10 @@ func (c *Client) follow(up *upstream) error {
 		if err != nil {
 			return err
 		}
+		if up.after.Load() != 0 && c.past(up) {
+			up.after.Store(0)
+			c.push.wake()
+		}
 		c.caughtUp(up)
 	}
 }

@@ -119,10 +119,16 @@ func (c *Client) pushLoop() {
 		case <-c.ctx.Done():
 			return
 		}
-		if up := c.current(); up.sends() {
+		if up := c.current(); up.sends() && c.past(up) {
 			c.pushOnce(up)
 		}
 	}
+}
+
+// past reports whether the cache has followed to where changes may be sent.
+func (c *Client) past(up *upstream) bool {
+	at, _ := c.cache.Cursor()
+	return at >= kml.Position(up.after.Load())
 }
 
 func (c *Client) pushOnce(up *upstream) {

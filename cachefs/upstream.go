@@ -64,6 +64,7 @@ type upstream struct {
 	pace     *pacer
 	sending  atomic.Bool // the session on reint has begun
 	offers   *offers
+	after    atomic.Uint64  // nothing is sent before the cache is at this position
 	sent     chan sentBatch // batches whose results have not come
 	inFlight int            // of them; guarded by pusher.mu
 	setup    *time.Timer    // bounds the making of the link
@@ -344,6 +345,10 @@ func (c *Client) openReint(ctx context.Context, up *upstream) error {
 	}
 	if err := c.cache.State().AboveCounter(w.MaxCounter); err != nil {
 		return err
+	}
+	if c.cache.Local().Unknown(w.LastSeq) {
+		// What of it is still here unsent is found out before anything is sent.
+		up.after.Store(uint64(w.Position))
 	}
 	if err := c.cache.Local().Above(w.LastSeq); err != nil {
 		return err

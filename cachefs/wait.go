@@ -151,7 +151,7 @@ func (c *Client) undo(es ...*local.Entry) error {
 // Settle is tree.Upstream's.
 func (c *Client) Settle(ctx context.Context, e *local.Entry) error {
 	p := &c.push
-	if err := c.cache.Local().Sync(e); err != nil {
+	if err := c.cache.Local().Sync(); err != nil {
 		return err
 	}
 	p.mu.Lock()

@@ -65,7 +65,7 @@ func (l *Log) Exchange(out, in []*Entry) error {
 	}
 	fault.Point("local.exchanged")
 	for _, e := range in {
-		l.take(e)
+		l.takeNew(e)
 	}
 	return l.drop(out)
 }

@@ -25,10 +25,16 @@
 //	4 numbers are used below u64
 //	5 it is thawed   u64 ID: refused, and to be sent under another number
 //	6 a group        entries, all of which count or none
+//	7 synced         u64 offset: what stands in front of it in this file is on the
+//	                 disk, contents included
 //
 // A change that comes again under its ID replaces the one before. What follows
 // the last whole entry was being written by a process that was killed, and is
 // cut. The file is written anew, by rename, when most of it is done.
+//
+// After a crash of the machine the log may have changes whose contents are not on
+// the disk, or not all of them. Recover goes back to where the log can be told to
+// be whole: never before what was synced.
 //
 // The order of changes is that of their IDs. IDs leave room between them, so
 // that a change can be put in the middle.

@@ -20,6 +20,7 @@ const (
 	kindNext   = 4
 	kindThawed = 5
 	kindGroup  = 6
+	kindSynced = 7
 	maxGroup   = 256 << 20
 
 	headLen   = 9
@@ -37,8 +38,9 @@ func (l *Log) load() error {
 		return err
 	}
 	if len(all) < len(magic) {
-		l.end = int64(len(magic))
-		_, err := l.f.WriteAt([]byte(magic), 0)
+		b := appendEntry([]byte(magic), kindSynced, word(uint64(len(magic))))
+		l.end, l.marked = int64(len(b)), true
+		_, err := l.f.WriteAt(b, 0)
 		return err
 	}
 	if string(all[:len(magic)]) != magic {
@@ -50,12 +52,13 @@ func (l *Log) load() error {
 		if !ok {
 			break
 		}
-		if err := l.read(kind, body); err != nil {
+		if err := l.read(kind, body, int64(at)); err != nil {
 			return fmt.Errorf("offset %d: %w", at, err)
 		}
 		at += headLen + len(body)
 	}
 	l.end = int64(at)
+	l.settleSynced()
 	l.compact()
 	return l.f.Truncate(l.end)
 }
@@ -114,9 +117,9 @@ func parseRecord(b []byte) (*kml.Record, error) {
 	return r, nil
 }
 
-// read takes up one entry of the file.
-func (l *Log) read(kind byte, body []byte) error {
-	if kind < kindChange || kind > kindGroup {
+// read takes up one entry of the file, which begins at an offset.
+func (l *Log) read(kind byte, body []byte, at int64) error {
+	if kind < kindChange || kind > kindSynced {
 		return fmt.Errorf("entry of kind %d: %w", kind, kml.ErrNewer)
 	}
 	if kind == kindGroup {
@@ -125,7 +128,7 @@ func (l *Log) read(kind byte, body []byte) error {
 			if !ok || kind == kindGroup {
 				return kml.ErrCorrupt
 			}
-			if err := l.read(kind, one); err != nil {
+			if err := l.read(kind, one, at); err != nil {
 				return err
 			}
 			body = body[headLen+len(one):]
@@ -139,7 +142,10 @@ func (l *Log) read(kind byte, body []byte) error {
 	e := l.byID[v]
 	switch kind {
 	case kindChange:
-		return l.readChange(e, v, body)
+		return l.readChange(e, v, body, at)
+	case kindSynced:
+		l.readSynced(body)
+		return nil
 	case kindNext:
 		l.next = max(l.next, v)
 		return nil
@@ -165,7 +171,7 @@ func (l *Log) read(kind byte, body []byte) error {
 	return nil
 }
 
-func (l *Log) readChange(e *Entry, id uint64, body []byte) error {
+func (l *Log) readChange(e *Entry, id uint64, body []byte, at int64) error {
 	r, err := parseRecord(body[changeLen:])
 	if err != nil {
 		return err
@@ -176,7 +182,7 @@ func (l *Log) readChange(e *Entry, id uint64, body []byte) error {
 		l.dead += int64(len(body))
 		return nil
 	}
-	l.take(&Entry{ID: id, At: kml.Position(le.Uint64(body[8:])), After: le.Uint64(body[16:]), Over: le.Uint64(body[24:]), Data: body[32] == 1, rec: r})
+	l.take(&Entry{ID: id, At: kml.Position(le.Uint64(body[8:])), After: le.Uint64(body[16:]), Over: le.Uint64(body[24:]), Data: body[32] == 1, rec: r, at: at})
 	return nil
 }
 
@@ -189,19 +195,27 @@ func (l *Log) write(buf []byte) error {
 	return nil
 }
 
-// rewrite writes the file anew without what is done. The caller holds mu.
+// rewrite writes the file anew without what is done: what is on the disk, with its
+// contents, before the rest. The caller holds mu, and no Sync is going on.
 func (l *Log) rewrite() error {
 	buf := appendEntry([]byte(magic), kindNext, word(l.next))
 	var err error
-	for _, e := range l.list {
-		if e.gone {
-			continue
+	durable := int64(0)
+	for _, synced := range [...]bool{true, false} {
+		for _, e := range l.list {
+			if e.gone || e.synced != synced {
+				continue
+			}
+			if buf, err = appendChange(buf, e, e.rec); err != nil {
+				return err
+			}
+			if e.raw != nil {
+				buf = appendEntry(buf, kindFrozen, append(word(e.ID), e.raw...))
+			}
 		}
-		if buf, err = appendChange(buf, e, e.rec); err != nil {
-			return err
-		}
-		if e.raw != nil {
-			buf = appendEntry(buf, kindFrozen, append(word(e.ID), e.raw...))
+		if synced {
+			durable = int64(len(buf))
+			buf = appendEntry(buf, kindSynced, word(uint64(durable)))
 		}
 	}
 	path := filepath.Join(l.dir, "log")
@@ -219,6 +233,8 @@ func (l *Log) rewrite() error {
 		return errors.Join(err, f.Close(), os.Remove(path+".new"))
 	}
 	old := l.f
-	l.f, l.end, l.dead = f, int64(len(buf)), 0
+	l.f, l.end, l.dead, l.gen = f, int64(len(buf)), 0, l.gen+1
+	// The rename is on the disk with the next Sync.
+	l.durable = 0
 	return old.Close()
 }

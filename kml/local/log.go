@@ -29,6 +29,9 @@ type Entry struct {
 	raw  []byte // as it is sent; nil: not frozen
 	gone bool
 	back atomic.Uint64 // the position it came back at
+
+	at     int64 // where it began in the file when that was read
+	synced bool  // it is on the disk, with its contents
 }
 
 // Back is the position at which the change came back from the master, or 0.
@@ -83,6 +86,14 @@ type Log struct {
 	bySeq   map[uint64]*Entry
 	pending map[uint64]bool     // IDs that are reserved
 	after   map[uint64][]*Entry // by Entry.After and Over
+
+	gen      int      // counts files
+	durable  int64    // up to where the file is on the disk, and the contents it speaks of
+	unsynced []*Entry // those that may not be, in order of writing
+	syncing  bool     // the file stays as it is
+	marked   bool     // the file has marks of Sync: one of an older program has none
+
+	smu sync.Mutex // one Sync; before mu
 }
 
 // Open opens the log in dir, which must exist, or makes one there.
@@ -189,9 +200,15 @@ func (l *Log) put(es []*Entry) error {
 	}
 	fault.Point("local.appended")
 	for _, e := range es {
-		l.take(e)
+		l.takeNew(e)
 	}
 	return nil
+}
+
+// takeNew is take for what was just written.
+func (l *Log) takeNew(e *Entry) {
+	l.take(e)
+	l.unsynced = append(l.unsynced, e)
 }
 
 // take puts an entry where its ID says.
@@ -379,7 +396,10 @@ func (l *Log) Done(rebase kml.Base, es ...*Entry) error {
 	if err := l.drop(es); err != nil {
 		return err
 	}
-	if l.end > rewriteAt && l.dead > l.end/2 {
+	if len(l.unsynced) > 64 && len(l.unsynced) > 2*len(l.byID) {
+		l.unsynced = slices.DeleteFunc(l.unsynced, func(e *Entry) bool { return e.gone })
+	}
+	if l.end > rewriteAt && l.dead > l.end/2 && !l.syncing {
 		return l.rewrite()
 	}
 	return nil
@@ -484,24 +504,6 @@ func (l *Log) Known() uint64 {
 		k = min(k, seq-1)
 	}
 	return k
-}
-
-// Sync makes the log, and the contents of a change, durable.
-func (l *Log) Sync(e *Entry) error {
-	l.mu.Lock()
-	f := l.f
-	err := f.Sync()
-	l.mu.Unlock()
-	if e != nil && e.Data {
-		if f, e := os.Open(l.Path(e.ID)); e == nil {
-			err = errors.Join(err, f.Sync(), f.Close())
-		}
-	}
-	d, e2 := os.Open(l.dir)
-	if e2 != nil {
-		return errors.Join(err, e2)
-	}
-	return errors.Join(err, d.Sync(), d.Close())
 }
 
 // Close closes the file.

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/kml"
@@ -62,6 +63,11 @@ type CacheOptions struct {
 	StoreIdle, StoreBusy time.Duration
 	// SyncClose makes a flush, and so close, wait as fsync does.
 	SyncClose bool
+	// SyncEvery is after how long changes are made durable here unless somebody asks
+	// for it before; 0 is 5 s.
+	SyncEvery time.Duration
+	// Boot is the run of the machine; zero is the kernel's word.
+	Boot Boot
 }
 
 func (o *CacheOptions) fill() {
@@ -79,6 +85,9 @@ func (o *CacheOptions) fill() {
 	}
 	if o.StoreBusy <= 0 {
 		o.StoreBusy = 30 * time.Second
+	}
+	if o.SyncEvery <= 0 {
+		o.SyncEvery = 5 * time.Second
 	}
 }
 
@@ -105,16 +114,17 @@ type Cache struct {
 	logger *slog.Logger
 	up     Upstream
 
-	state   *State
-	index   atomic.Pointer[Index]
-	log     *local.Log
-	view    *view
-	dirty   *Slots
-	locks   *lockTable
-	objects cacheObjects
-	watch   watchers
-	keep    keeping
-	noClone atomic.Bool // blocks cannot be shared on this file system
+	state     *State
+	index     atomic.Pointer[Index]
+	log       *local.Log
+	view      *view
+	dirty     *Slots
+	locks     *lockTable
+	objects   cacheObjects
+	watch     watchers
+	keep      keeping
+	forgotten int         // changes that a crash of the machine took
+	noClone   atomic.Bool // blocks cannot be shared on this file system
 
 	amu     sync.Mutex // records, listings and presence go in one at a time
 	fills   int        // listings on their way
@@ -129,6 +139,7 @@ type Cache struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	kick   chan struct{} // an object became open-dirty
+	toSync chan struct{} // the local log has grown
 	wg     sync.WaitGroup
 	closed sync.Once
 	endErr error
@@ -138,7 +149,6 @@ const (
 	cacheDirtySlots = 4096
 	cacheDirtySize  = 64
 	localSuffix     = ".local"
-	cleanMark       = "clean"
 )
 
 // OpenCache opens the cache in dir, or makes one there. What is on the disk is
@@ -147,6 +157,9 @@ func OpenCache(dir string, o CacheOptions) (*Cache, error) {
 	o.fill()
 	dir, err := filepath.Abs(dir)
 	if err != nil {
+		return nil, err
+	}
+	if o.Boot, err = bootOr(o.Boot); err != nil {
 		return nil, err
 	}
 	st, err := OpenState(dir)
@@ -160,13 +173,14 @@ func OpenCache(dir string, o CacheOptions) (*Cache, error) {
 		return nil, errors.Join(fmt.Errorf("%s: is a %s, not a cache; give an empty folder", dir, r), st.Close())
 	}
 	c := &Cache{dir: dir, opt: o, logger: o.Logger, up: o.Upstream, state: st, view: newView(),
-		moved: make(chan struct{}), kick: make(chan struct{}, 1)}
+		moved: make(chan struct{}), kick: make(chan struct{}, 1), toSync: make(chan struct{}, 1)}
 	// The cache lives until Close, whatever the context of who opened it.
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	if err := c.openParts(); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", dir, err), c.closeParts())
 	}
 	c.wg.Go(c.cutLoop)
+	c.wg.Go(c.syncLoop)
 	return c, nil
 }
 
@@ -196,13 +210,20 @@ func (c *Cache) openParts() error {
 	if err := emptyDir(c.state.Path("stage")); err != nil {
 		return err
 	}
-	if err := c.checkClean(); err != nil {
-		return err
-	}
-	c.keep.m = loadKept(c.state.Path(keptFile))
 	if c.log, err = local.Open(c.state.Path("local")); err != nil {
 		return err
 	}
+	crashed, err := c.crashed()
+	if err == nil && crashed {
+		err = c.afterCrash()
+	}
+	if err == nil {
+		err = c.beginRun()
+	}
+	if err != nil {
+		return err
+	}
+	c.keep.m = loadKept(c.state.Path(keptFile))
 	if err := c.restoreLocal(); err != nil {
 		return err
 	}
@@ -227,37 +248,15 @@ func emptyDir(path string) error {
 	return nil
 }
 
-// checkClean drops the bytes of versions when the machine went down with the
-// cache open: the index may say of bytes that they are present that the disk
-// never got. Bytes written here stay.
-func (c *Cache) checkClean() error {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return err
-	}
-	last, err := os.ReadFile(c.state.Path(cleanMark))
-	if err == nil && (len(last) == 0 || string(last) == string(boot)) || errors.Is(err, fs.ErrNotExist) {
-		// Closed in order, the same run of the machine, or a new cache.
-		return os.WriteFile(c.state.Path(cleanMark), boot, 0o600)
-	}
-	if err != nil {
-		return err
-	}
-	c.logger.Warn("machine went down while the cache was open; contents are fetched again", "path", c.dir)
-	if err := c.dropFiles(); err != nil {
-		return err
-	}
-	return os.WriteFile(c.state.Path(cleanMark), boot, 0o600)
-}
-
-// dropFiles removes the bytes of all versions of the master's.
-func (c *Cache) dropFiles() error {
+// dropFiles removes the bytes of all versions of the master's; with all also those
+// that were written here, whose stores are in the local log.
+func (c *Cache) dropFiles(all bool) error {
 	if err := os.Remove(c.state.Path(keptFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	root := c.state.Path("objects")
 	return filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || strings.HasSuffix(p, localSuffix) {
+		if err != nil || d.IsDir() || !all && strings.HasSuffix(p, localSuffix) {
 			return err
 		}
 		return os.Remove(p)
@@ -289,7 +288,7 @@ func (c *Cache) closeParts() error {
 			errs = append(errs, unix.Syncfs(fd), unix.Close(fd))
 		}
 		if errors.Join(errs...) == nil {
-			errs = append(errs, os.WriteFile(c.state.Path(cleanMark), nil, 0o600))
+			errs = append(errs, renameio.WriteFile(c.state.Path(cleanMark), []byte(cleanText), 0o600))
 		}
 	}
 	if c.dirty != nil {

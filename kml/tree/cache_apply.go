@@ -26,7 +26,11 @@ func (c *Cache) Apply(r *kml.Record, crc uint32) (own *local.Entry, err error) {
 		return nil, nil
 	}
 	if r.Origin.Site != 0 && r.Origin.Site == c.state.Fileset().Site {
-		own = c.log.Sent(r.Origin.Seq)
+		if own = c.log.Sent(r.Origin.Seq); own == nil {
+			if own, err = c.log.Adopt(r); err != nil {
+				return nil, err
+			}
+		}
 	}
 	back := own
 	if back != nil && back.Back() != 0 {

@@ -87,6 +87,7 @@ func (c *Cache) enter(e *local.Entry, lost *Object, door Door) error {
 		ch.Door = door
 		c.watch.emit(ch)
 	}
+	c.kickSync()
 	c.up.Changed()
 	return nil
 }

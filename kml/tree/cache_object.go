@@ -298,6 +298,7 @@ func (c *Cache) cut(o *cacheObject) (*local.Entry, error) {
 	for _, slot := range slots {
 		c.dirty.Clear(slot)
 	}
+	c.kickSync()
 	c.up.Changed()
 	return e, nil
 }

@@ -100,6 +100,13 @@ func (c *Cache) openVersionFile(obj *Object) (*versionFile, error) {
 		}
 	}
 	if fd < 0 || err != nil {
+		// The index hears of it first: the new file would be taken for the old.
+		if obj.Whole && vf.size > 0 || len(obj.Present) > 0 {
+			x := c.index.Load()
+			if err := errors.Join(x.Update(func(b *Batch) error { return b.forgetBytes(obj.OID) }), x.Flush()); err != nil {
+				return nil, err
+			}
+		}
 		if fd, err = openObjectFile(vf.path, unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC); err != nil {
 			return nil, err
 		}

@@ -115,6 +115,7 @@ type Client struct {
 	read    *pacer  // and of those that come
 	settled settled // pushLoop's
 	lists   flights
+	hoard   hoard
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -154,6 +155,7 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 	// The client lives until Close, whatever the context of who opened it.
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.push.init()
+	c.hoard.init()
 	c.push.aging, c.push.now = o.Aging, o.Now
 	c.out, c.in = newRate(o.Bandwidth), newRate(o.Bandwidth)
 	c.pace = newPacer(func() int { return int(c.out.get()) })
@@ -164,7 +166,10 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.notes, err = loadNotes(c.notesPath()); err != nil {
+	if c.notes, err = loadNotes(c.notesPath()); err == nil {
+		err = c.openHoard()
+	}
+	if err != nil {
 		return nil, errors.Join(err, c.cache.Close())
 	}
 	if n := c.cache.Forgotten(); n > 0 {
@@ -195,6 +200,7 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 func (c *Client) start(up *upstream) {
 	c.wg.Go(func() { c.run(up) })
 	c.wg.Go(c.pushLoop)
+	c.wg.Go(c.hoardLoop)
 }
 
 // Close sends what is left, as long as ctx allows and the master is there, and

@@ -147,6 +147,7 @@ const (
 	idConflicts = 11
 	idLocal     = 14
 	idCtl       = 15
+	idPins      = 16
 )
 
 func (x ext) nodes() []tree.ExtNode {
@@ -175,6 +176,7 @@ func (x ext) nodes() []tree.ExtNode {
 		text("status", idStatus, func() []byte { return []byte(x.c.Status().String()) }),
 		text("local", idLocal, x.c.localText),
 		text("conflicts", idConflicts, x.c.conflictsText),
+		text("pins", idPins, x.c.pinsText),
 		x.ctlNode(),
 		far("kml", idKML, false), far("log", idLog, false), far("clients", idClients, true),
 	}

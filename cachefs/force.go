@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -68,6 +69,9 @@ func (c *Client) allowed() bool {
 
 // control does what a line that was written to ctl says.
 func (c *Client) control(ctx context.Context, line string) error {
+	if word, rest, ok := strings.Cut(strings.TrimSpace(line), " "); ok && (word == "pin" || word == "unpin") {
+		return c.controlPins(ctx, word, rest)
+	}
 	words := strings.Fields(line)
 	if len(words) == 2 {
 		return c.adjust(words[0], words[1])
@@ -86,8 +90,33 @@ func (c *Client) control(ctx context.Context, line string) error {
 		return nil
 	case "sync":
 		return c.Sync(ctx)
+	case "hoard":
+		return c.Hoard(ctx, false)
 	}
-	return fmt.Errorf("ctl: %q is none of offline, online, push, sync, bwlimit N and aging TIME: %w", line, syscall.EINVAL)
+	return fmt.Errorf("ctl: %q is none of offline, online, push, sync, hoard, pin N \"PATTERN\", unpin \"PATTERN\", bwlimit N and aging TIME: %w", line, syscall.EINVAL)
+}
+
+// controlPins takes PRIORITY "PATTERN" of pin, which waits until it is known how
+// much that is when there is a link, or "PATTERN" of unpin.
+func (c *Client) controlPins(ctx context.Context, word, rest string) error {
+	if word == "unpin" {
+		pattern, err := strconv.Unquote(rest)
+		if err != nil {
+			return fmt.Errorf("ctl: %q is not a quoted pattern: %w", rest, syscall.EINVAL)
+		}
+		return c.Unpin(pattern)
+	}
+	p, err := parsePin(rest)
+	if err != nil {
+		return fmt.Errorf("ctl: %w", err)
+	}
+	if err := c.Pin(p); err != nil {
+		return err
+	}
+	if err := c.Hoard(ctx, true); err != nil && !errors.Is(err, syscall.EHOSTDOWN) {
+		return err
+	}
+	return nil
 }
 
 // adjust changes an option of a client that runs.

@@ -10,7 +10,15 @@ import (
 )
 
 func (a *app) offlineCommand() *cobra.Command {
-	return a.controlCommand("offline", "have a mount do without its master")
+	c := a.controlCommand("offline", "have a mount do without its master")
+	run := c.RunE
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := run(cmd, args); err != nil {
+			return err
+		}
+		return a.tellMissing(cmd.Context(), first(args))
+	}
+	return c
 }
 
 func (a *app) onlineCommand() *cobra.Command {
@@ -69,10 +77,15 @@ func (a *app) control(ctx context.Context, where, word string) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, syscall.EHOSTDOWN) && word == "hoard":
+		return &problem{Thing: p.mount, Err: errors.New("the master cannot be reached; what is missing is fetched later"), Code: exitUnreachable}
 	case errors.Is(err, syscall.EHOSTDOWN):
 		return &problem{Thing: p.mount, Err: errors.New("the master cannot be reached; what was changed is kept and sent later"), Code: exitUnreachable}
 	}
 	var errno syscall.Errno
+	if errors.As(err, &errno) && word == "hoard" {
+		return &problem{Thing: p.mount, Err: fmt.Errorf("not all that is pinned could be fetched: %w", errno), Remedy: "mezzo pins shows what is missing"}
+	}
 	if errors.As(err, &errno) && word == "sync" {
 		return &problem{Thing: p.mount, Err: fmt.Errorf("the master does not take all of it: %w", errno), Remedy: "mezzo status shows what waits, and why"}
 	}

@@ -38,8 +38,8 @@ type ReplicaOptions struct {
 	Fetches int
 	// Choose says what of the fileset is kept; nil is all.
 	Choose *tree.Choice
-	// Whole is as in tree.ReplicaOptions.
-	Whole bool
+	// SameChoice and Whole are as in tree.ReplicaOptions.
+	SameChoice, Whole bool
 	// NoWatch leaves local edits to be found at the next start.
 	NoWatch bool
 	// RetainSize and RetainAge are how much of the log is kept, as in tree.Options.
@@ -213,7 +213,7 @@ func (r *Replica) connectAs(ctx context.Context, o *Options) (_ *upstream, err e
 func (r *Replica) openTree(fileset string) error {
 	t, err := tree.OpenReplica(r.o.Dir, tree.ReplicaOptions{
 		Options: tree.Options{Now: r.o.Now, Logger: r.log, NoWatch: r.o.NoWatch, RetainSize: r.o.RetainSize, RetainAge: r.o.RetainAge},
-		Fileset: fileset, Upstream: r.o.Addr, Lack: r.want.add, Choose: r.o.Choose, Whole: r.o.Whole,
+		Fileset: fileset, Upstream: r.o.Addr, Lack: r.want.add, Choose: r.o.Choose, SameChoice: r.o.SameChoice, Whole: r.o.Whole,
 	})
 	if err != nil {
 		return err

@@ -211,6 +211,13 @@ func (r *Replica) bring(ctx context.Context, up *upstream, oid kml.OID, depth in
 			return err
 		}
 	}
+	if w.Redress {
+		xs, err := r.xattrs(ctx, up, oid)
+		if err == nil {
+			err = r.tree.Redress(oid, xs)
+		}
+		return err
+	}
 	var b fetched
 	if !w.Here {
 		if b.Xattrs, err = r.xattrs(ctx, up, oid); err != nil {

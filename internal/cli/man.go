@@ -22,6 +22,7 @@ func (a *app) commands() []*cobra.Command {
 		a.mountCommand(),
 		a.mountPortCommand(),
 		a.replicateCommand(),
+		a.verifyCommand(),
 		a.statusCommand(),
 		a.scanCommand(),
 		a.damagedCommand(),

@@ -96,19 +96,12 @@ func (a *app) replicate(ctx context.Context, where, dir string, flags *replicate
 	if flags.atomic != "auto" && flags.atomic != "always" {
 		return usagef("--atomic %s: is auto or always", flags.atomic)
 	}
-	var rep *cachefs.Replica
-	doors := &relayDoors{a: a, addrs: addrs, insecure: flags.insecure, rep: func() *cachefs.Replica { return rep }}
-	o := cachefs.ReplicaOptions{Dir: dir, Addr: addr.String(), Logger: a.log, Choose: choice, Whole: flags.atomic == "always",
-		Opened: func(t *tree.Tree) error { return doors.open(ctx, t) }, Closing: doors.close}
+	o := cachefs.ReplicaOptions{Dir: dir, Addr: addr.String(), Logger: a.log, Choose: choice, Whole: flags.atomic == "always"}
 	o.RetainSize, o.RetainAge = flags.retain.policy()
-	var ready sync.WaitGroup
-	ready.Add(1)
-	doors.ready = &ready
-	if rep, err = cachefs.OpenReplica(ctx, o); err != nil {
-		ready.Done()
-		return a.replicaProblem(addr, dir, err)
+	rep, err := a.openReplica(ctx, addr, addrs, flags.insecure, o)
+	if err != nil {
+		return err
 	}
-	ready.Done()
 	show := a.showReplica(rep, flags.json)
 	err = rep.Run(ctx, flags.once)
 	show.end()
@@ -121,6 +114,21 @@ func (a *app) replicate(ctx context.Context, where, dir string, flags *replicate
 		return &problem{Thing: dir, Err: errors.New("interrupted before it was what the master has"), Remedy: "run it again, it goes on where it was"}
 	}
 	return a.replicaProblem(addr, dir, err)
+}
+
+// openReplica opens a replica that is served while it is open.
+func (a *app) openReplica(ctx context.Context, addr address, addrs []address, insecure bool, o cachefs.ReplicaOptions) (rep *cachefs.Replica, err error) {
+	doors := &relayDoors{a: a, addrs: addrs, insecure: insecure, rep: func() *cachefs.Replica { return rep }}
+	o.Opened = func(t *tree.Tree) error { return doors.open(ctx, t) }
+	o.Closing = doors.close
+	var ready sync.WaitGroup
+	ready.Add(1)
+	defer ready.Done()
+	doors.ready = &ready
+	if rep, err = cachefs.OpenReplica(ctx, o); err != nil {
+		return nil, a.replicaProblem(addr, o.Dir, err)
+	}
+	return rep, nil
 }
 
 func (a *app) replicaProblem(addr address, dir string, err error) error {

@@ -81,7 +81,8 @@ func (t *Tree) DamagedText() []byte {
 }
 
 // Control obeys a line of an administrator's: "mark TEXT", "truncate BYTES
-// DURATION", "accept OID" (see AcceptDamaged), "scan" or "sync". A line that says
+// DURATION", "accept OID" (see AcceptDamaged), "scan" or "sync"; of a replica's also
+// "mend data|attr PARENT NAME" (see Replica.Mend). A line that says
 // nothing of the kind is EINVAL.
 func (t *Tree) Control(ctx context.Context, c *Cred, line string) error {
 	word, rest, _ := strings.Cut(line, " ")
@@ -107,6 +108,11 @@ func (t *Tree) Control(ctx context.Context, c *Cred, line string) error {
 		}
 		_, err = t.Truncate(ctx, size, d)
 		return err
+	case "mend":
+		if t.replica == nil {
+			return fmt.Errorf("mend: is no replica: %w", syscall.EINVAL)
+		}
+		return t.replica.mendLine(rest)
 	case "scan":
 		return t.Scan(ctx)
 	case "sync":

@@ -162,6 +162,13 @@ func (c *chunkCache) put(oid kml.OID, k *keptChunks) {
 	}
 }
 
+// drop forgets what is kept of an object.
+func (c *chunkCache) drop(oid kml.OID) {
+	if c.open(); c.dir != "" {
+		_ = os.Remove(c.path(oid))
+	}
+}
+
 // sweep drops the trees of what is gone, and the oldest when all together are
 // too much.
 func (c *chunkCache) sweep() {

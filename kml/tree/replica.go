@@ -33,6 +33,8 @@ type ReplicaOptions struct {
 	Lack func(kml.OID)
 	// Choose says what of the fileset is kept here; nil is all of it.
 	Choose *Choice
+	// SameChoice takes the choice that the replica was opened with last instead.
+	SameChoice bool
 	// Whole has large files replaced whole that could be patched where they lie.
 	Whole bool
 }
@@ -72,8 +74,9 @@ type Replica struct {
 	cmu    sync.Mutex // a commit
 	synced kml.Position
 
-	pmu   sync.Mutex // guards what follows
-	moved chan struct{}
+	pmu     sync.Mutex // guards what follows
+	moved   chan struct{}
+	redress map[kml.OID]bool // attributes are to be set to the master's
 
 	deltas   deltas
 	standIns standIns
@@ -120,10 +123,12 @@ func OpenReplica(dir string, o ReplicaOptions) (*Replica, error) {
 	if r.lack == nil {
 		r.lack = func(kml.OID) {}
 	}
-	r.choice.Store(o.Choose)
 	r.wholeOnly = o.Whole
 	t.replica = r
-	if err := r.open(); err != nil {
+	if err = r.choose(o.Choose, o.SameChoice); err == nil {
+		err = r.open()
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", dir, err), r.closeFiles(), st.Close())
 	}
 	return r, nil

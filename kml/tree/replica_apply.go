@@ -344,3 +344,12 @@ func (r *Replica) openObject(o *Object) (fd int, n Name, err error) {
 	}
 	return -1, Name{}, err
 }
+
+// ownerHere is which owner and group an object has in this directory: the
+// master's, or those of this process where it may not give files away.
+func (r *Replica) ownerHere(a kml.Attr) (uid, gid uint32) {
+	if !r.t.root {
+		return r.uid, r.gid
+	}
+	return a.UID, a.GID
+}

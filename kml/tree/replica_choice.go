@@ -1,8 +1,11 @@
 package tree
 
 import (
+	"fmt"
+	"os"
 	"path"
 
+	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/kml"
@@ -15,6 +18,35 @@ type Choice struct {
 	Only    []glob.Glob // files that match one of them; none: all files
 	Exclude []glob.Glob // neither what matches nor what is below it
 	MaxSize uint64      // of files, in bytes; 0: any
+}
+
+// choiceFile is the choice in the state folder, as words of DigestOptions.
+const choiceFile = "choice"
+
+// choose takes a choice, or the one that was taken last, and remembers it.
+func (r *Replica) choose(c *Choice, same bool) error {
+	path := r.t.state.Path(choiceFile)
+	if same {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return ignore(err, os.ErrNotExist)
+		}
+		o, err := ParseDigestOptions(string(b))
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		r.choice.Store(o.Choose)
+		return nil
+	}
+	r.choice.Store(c)
+	text := DigestOptions{Choose: c}.String()
+	if b, err := os.ReadFile(path); err == nil && string(b) == text {
+		return nil
+	}
+	if err := renameio.WriteFile(path, []byte(text), 0o600); err != nil {
+		r.t.logger.Warn("what is kept is not remembered for mezzo verify", "fileset", r.t.dir, "err", err)
+	}
+	return nil
 }
 
 func matchesAny(list []glob.Glob, full string) bool {

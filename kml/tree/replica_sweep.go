@@ -280,6 +280,8 @@ type Want struct {
 	Extents []kml.Extent
 	// NoFolder: the object's folder is missing too.
 	NoFolder bool
+	// Redress: it is here, and Redress is to be called with its xattrs.
+	Redress bool
 }
 
 // Want says what is missing of an object; nil when nothing is, or when it is not
@@ -292,6 +294,9 @@ func (r *Replica) Want(oid kml.OID) (*Want, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if !lacking(o) && r.redressing(oid) {
+		return &Want{OID: oid, Parent: o.Parent, Path: r.Path(oid), Mode: o.Attr.Mode, Here: true, Redress: true}, nil
 	}
 	if oid == kml.RootOID || !lacking(o) || o.Parent == 0 || !r.kept(Name{o.Parent, o.Name}, &o.Attr) {
 		r.troubles.clear(oid)

@@ -143,6 +143,7 @@ const (
 	idDamaged = 14
 	idMend    = 15
 	idChunks  = 16
+	idDigest  = 17
 
 	idMends    = uint64(1) << 40 // and half a hash of the oid
 	idUploads  = uint64(1) << 41 // and a hash of site and seq
@@ -177,6 +178,7 @@ func (j *Journal) entries() []entry {
 		{RightWrite, tree.ExtNode{Name: "stage", ID: idStage, Mode: folder | 0o777, Dir: stage}},
 		{RightFollow, tree.ExtNode{Name: "oid", ID: idOID, Mode: folder | 0o555, Dir: versionDir{j}}},
 		{RightFollow, tree.ExtNode{Name: "chunks", ID: idChunks, Mode: folder | 0o555, Dir: chunksDir{versionDir{j}}}},
+		{RightFollow, tree.ExtNode{Name: "digest", ID: idDigest, Mode: file | 0o666, Open: j.openDigest}},
 		{RightRead, tree.ExtNode{Name: "status", ID: idStatus, Mode: file | 0o444, Text: true, Size: textSize(j.status), Open: j.openText(RightRead, "status", j.status)}},
 		{RightFollow, tree.ExtNode{Name: "clients", ID: idClients, Mode: file | 0o444, Text: true, Size: textSize(j.clientLines), Open: j.openText(RightFollow, "clients", j.clientLines)}},
 		{RightFollow, tree.ExtNode{Name: "damaged", ID: idDamaged, Mode: file | 0o444, Text: true, Size: textSize(j.t.DamagedText), Open: j.openText(RightFollow, "damaged", j.t.DamagedText)}},

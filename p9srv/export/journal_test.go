@@ -271,7 +271,7 @@ func TestRightsThatAreGranted(t *testing.T) {
 			t.Error(e)
 		}
 	}
-	if got := strings.Join(names, " "); got != ". .. kml log feed snapshot oid chunks status clients damaged" || err != nil {
+	if got := strings.Join(names, " "); got != ". .. kml log feed snapshot oid chunks digest status clients damaged" || err != nil {
 		t.Fatal(got, err)
 	}
 }

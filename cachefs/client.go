@@ -116,6 +116,7 @@ type Client struct {
 	settled settled // pushLoop's
 	lists   flights
 	hoard   hoard
+	made    made
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -169,6 +170,10 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 	if c.notes, err = loadNotes(c.notesPath()); err == nil {
 		err = c.openHoard()
 	}
+	if err == nil {
+		err = checkOutbox(c.cache.State().Path("outbox"))
+	}
+	c.made.open(c.cache.State().Path("made"))
 	if err != nil {
 		return nil, errors.Join(err, c.cache.Close())
 	}

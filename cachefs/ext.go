@@ -48,7 +48,7 @@ func (c *Client) Status() Status {
 			s.Unsent++
 		}
 	}
-	s.Waiting = c.push.waiting()
+	s.Waiting = c.waiting()
 	s.Bandwidth = c.out.get()
 	c.push.mu.Lock()
 	s.Aging = c.push.aging
@@ -148,6 +148,7 @@ const (
 	idLocal     = 14
 	idCtl       = 15
 	idPins      = 16
+	idMade      = 17
 )
 
 func (x ext) nodes() []tree.ExtNode {
@@ -176,6 +177,7 @@ func (x ext) nodes() []tree.ExtNode {
 		text("status", idStatus, func() []byte { return []byte(x.c.Status().String()) }),
 		text("local", idLocal, x.c.localText),
 		text("conflicts", idConflicts, x.c.conflictsText),
+		text("made", idMade, x.c.madeText),
 		text("pins", idPins, x.c.pinsText),
 		x.ctlNode(),
 		far("kml", idKML, false), far("log", idLog, false), far("clients", idClients, true),

@@ -37,7 +37,7 @@ func (c *Client) trim() error {
 			return nil
 		}
 		id = es[len(es)-1].ID
-		n, err := c.cache.Optimize(es, c.push.waitedFor)
+		n, err := c.cache.Optimize(es, c.push.waitedFor, c.keepMade)
 		if err != nil {
 			return err
 		}
@@ -51,4 +51,15 @@ func (p *pusher) waitedFor(e *local.Entry) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.st[e.ID] != nil
+}
+
+// keepMade keeps changes as they were made, before they become others or go.
+func (c *Client) keepMade(es []*local.Entry) {
+	var b []byte
+	for _, e := range es {
+		b = madeLine(b, e.ID, e.Rec())
+	}
+	if err := c.made.keep(b); err != nil {
+		c.log.Warn("changes that cancel each other are not shown any more", "err", err)
+	}
 }

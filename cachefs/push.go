@@ -1,10 +1,12 @@
 package cachefs
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"github.com/mezzofs/mezzo/kml"
 	"github.com/mezzofs/mezzo/kml/feed"
 	"github.com/mezzofs/mezzo/kml/local"
+	"github.com/mezzofs/mezzo/kml/tree"
 )
 
 // pusher sends the local log, in order: a change is frozen, sent, decided by the
@@ -55,22 +58,52 @@ type sending struct {
 	settles int // how often a conflict of it was settled
 }
 
-// waiting says which changes the master refuses, and why.
-func (p *pusher) waiting() []Note {
+// waiting says which changes the master refuses, by name, and why.
+func (c *Client) waiting() []Note {
+	type refusal struct {
+		r *kml.Record
+		l later
+	}
+	p := &c.push
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	var ns []Note
+	var list []refusal
 	for _, s := range p.st {
-		if s.later.errno == 0 || s.decided || s.e == nil {
-			continue
-		}
-		r := s.e.Rec()
-		ns = append(ns, Note{time.Unix(0, r.Time), fmt.Sprintf("%v %v %q: %v: %s", r.Op, r.OID, r.Name, s.later.errno, s.later.reason)})
-		if len(ns) == maxNotes {
-			break
+		if s.later.errno != 0 && !s.decided && s.e != nil {
+			list = append(list, refusal{s.e.Rec(), s.later})
 		}
 	}
+	p.mu.Unlock()
+	slices.SortFunc(list, func(a, b refusal) int { return cmp.Compare(a.r.Time, b.r.Time) })
+	var ns []Note
+	for _, x := range list[:min(len(list), maxNotes)] {
+		ns = append(ns, Note{time.Unix(0, x.r.Time), fmt.Sprintf("%v %q: %v: %s", x.r.Op, c.pathOf(x.r), x.l.errno, x.l.reason)})
+	}
 	return ns
+}
+
+// pathOf is where a change was made, as far as that is known: what it makes,
+// removes or moves, or one of the names of its object.
+func (c *Client) pathOf(r *kml.Record) string {
+	at := tree.Name{Parent: r.Parent, Name: r.Name}
+	if r.Op == kml.OpSetxattr || r.Op == kml.OpRemovexattr || r.Parent == 0 {
+		names := c.cache.Names(r.OID)
+		if len(names) == 0 {
+			return "object " + r.OID.String()
+		}
+		at = names[0]
+	}
+	path := "/" + at.Name
+	for range 256 {
+		if at.Parent == kml.RootOID {
+			break
+		}
+		obj, err := c.cache.Object(at.Parent)
+		if err != nil || obj.Parent == 0 {
+			return "..." + path
+		}
+		at.Parent, path = obj.Parent, "/"+obj.Name+path
+	}
+	return path
 }
 
 func (p *pusher) init() {

@@ -184,6 +184,11 @@ func (c *Client) prune(durable kml.Position) {
 		}
 	}
 	c.forget(kml.Base{}, es...)
+	if c.cache.Local().Len() == 0 {
+		if err := c.made.forget(); err != nil {
+			c.log.Warn("what was made here is shown longer than it has to be", "err", err)
+		}
+	}
 }
 
 // forget takes changes off the local log.

@@ -16,16 +16,23 @@ import (
 )
 
 func (a *app) logCommand() *cobra.Command {
-	var follow, asJSON bool
+	var follow, asJSON, own bool
 	c := &cobra.Command{
 		Use:   "log [WHERE]",
 		Short: "show the changes of a fileset",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if own {
+				if follow || asJSON {
+					return usagef("--local goes with neither --follow nor --json")
+				}
+				return a.ownLog(cmd.Context(), first(args))
+			}
 			return a.showLog(cmd.Context(), first(args), follow, asJSON)
 		},
 	}
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with changes as they happen")
 	c.Flags().BoolVar(&asJSON, "json", false, "print records as JSON objects")
+	c.Flags().BoolVar(&own, "local", false, "show what was done in a mount and its master has not taken")
 	return c
 }
 
@@ -59,6 +66,21 @@ func (a *app) showLog(ctx context.Context, where string, follow, asJSON bool) er
 	}
 	if err != nil {
 		return &problem{Thing: p.String(), Err: err}
+	}
+	return nil
+}
+
+// ownLog prints what was done in a mount and has not come back, as it was done.
+func (a *app) ownLog(ctx context.Context, where string) error {
+	p, err := locate(where)
+	if err != nil {
+		return err
+	}
+	if p.mount == "" {
+		return &problem{Thing: p.String(), Err: errors.New("is no mount with a cache"), Remedy: "name a mount that mezzo mount made"}
+	}
+	if err := readWhole(ctx, mountedExtension{p.mount}, "made", a.env.Stdout); err != nil {
+		return pathProblem(p.mount, err)
 	}
 	return nil
 }

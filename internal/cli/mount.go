@@ -266,6 +266,8 @@ func (a *app) clientProblem(addr address, dir string, err error) error {
 			lp.Remedy = "unmount what uses it, or name another with --cache"
 		}
 		return locked
+	case errors.As(err, new(*cachefs.UnsentError)):
+		return &problem{Thing: dir, Err: err}
 	case errors.Is(err, cachefs.ErrNotAllowed), errors.Is(err, cachefs.ErrNotMezzo):
 	default:
 		return dialProblem(addr, err)

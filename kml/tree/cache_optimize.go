@@ -11,8 +11,9 @@ import (
 // Optimize takes out of some changes, which follow each other in the local log,
 // what can be done without (kml.Optimize), and says how many went. frozen are
 // those that stay as they are, besides those that have numbers. What is shown
-// stays the same.
-func (c *Cache) Optimize(es []*local.Entry, frozen func(e *local.Entry) bool) (gone int, err error) {
+// stays the same. changing, when given, is called with those that become others or
+// go, before they do.
+func (c *Cache) Optimize(es []*local.Entry, frozen func(e *local.Entry) bool, changing func([]*local.Entry)) (gone int, err error) {
 	c.amu.Lock()
 	defer c.amu.Unlock()
 	rs := make([]*kml.Record, len(es))
@@ -44,8 +45,13 @@ func (c *Cache) Optimize(es []*local.Entry, frozen func(e *local.Entry) bool) (g
 		return 0, nil
 	}
 	was := make(map[*local.Entry]*kml.Record, len(as))
+	var others []*local.Entry
 	for _, a := range as {
 		was[a.Entry] = a.Entry.Rec()
+		others = append(others, a.Entry)
+	}
+	if changing != nil {
+		changing(others)
 	}
 	if err := c.log.Amend(as); err != nil {
 		return 0, err

@@ -127,6 +127,13 @@ func (t *Tree) syncOne(ctx context.Context, oid kml.OID) (ok bool, err error) {
 	if _, err := t.index.Get(oid); errors.Is(err, ErrNotFound) {
 		return true, nil // gone: its folder tells
 	}
+	if o := t.objects.find(oid); o != nil {
+		defer t.objects.release(o)
+		if fd, back, ok := t.objects.borrow(o); ok {
+			defer back()
+			return true, unix.Fsync(fd)
+		}
+	}
 	p, err := t.open(ctx, oid)
 	if err != nil {
 		return false, nil

@@ -2,9 +2,13 @@ package tree
 
 import (
 	"maps"
+	"path/filepath"
 	"reflect"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/mezzofs/mezzo/internal/testutil"
 	"github.com/mezzofs/mezzo/kml"
@@ -102,4 +106,73 @@ func TestRecent(t *testing.T) {
 	if _, ok := r.get(5); ok {
 		t.Fatal("removed and there")
 	}
+}
+
+// TestLookupsWhileFlushing checks that what is looked up in the file, through
+// transactions that are kept, is of its present state, and that none is kept
+// while the file is written.
+func TestLookupsWhileFlushing(t *testing.T) {
+	x := must[*Index](t)(OpenIndex(filepath.Join(t.TempDir(), "index.db"), IndexOptions{FlushEvery: time.Hour}))
+	const objects = 50
+	var round atomic.Uint64
+	put := func(n uint64) {
+		ok(t, x.Update(func(b *Batch) error {
+			for i := range objects {
+				oid := kml.OID(i + 2)
+				b.SetName(Name{kml.RootOID, strconv.Itoa(i)}, oid, kml.Position(n))
+				if err := b.Put(&Object{OID: oid, Attr: kml.Attr{Size: n}, Ino: uint64(i) + 1}); err != nil {
+					return err
+				}
+			}
+			b.SetCursor(kml.Position(n))
+			return nil
+		}))
+	}
+	put(1)
+	ok(t, x.Flush())
+	round.Store(1)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			for i := g; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				x.mu.Lock()
+				x.clean.objs, x.clean.names = recent[kml.OID, *Object]{}, recent[Name, nameVal]{}
+				x.mu.Unlock()
+				least := round.Load()
+				oid, _, there := x.Child(kml.RootOID, strconv.Itoa(i%objects))
+				if !there {
+					t.Errorf("name %d is gone", i%objects)
+					return
+				}
+				if o, err := x.Get(oid); err != nil || o.Attr.Size < least {
+					t.Errorf("object %v of round %d: %+v %v", oid, least, o, err)
+					return
+				}
+				if has, there := x.ByIno(uint64(i%objects) + 1); !there || has != oid {
+					t.Errorf("inode %d: %v %v", i%objects+1, has, there)
+					return
+				}
+			}
+		})
+	}
+	for n := uint64(2); n < 30; n++ {
+		put(n)
+		ok(t, x.Flush())
+		round.Store(n)
+	}
+	close(stop)
+	wg.Wait()
+	x.readers.mu.Lock()
+	kept := len(x.readers.idle)
+	x.readers.mu.Unlock()
+	if open := x.db.Stats().OpenTxN; open != kept || kept == 0 || kept > maxIdle {
+		t.Errorf("%d transactions are open, %d are kept", open, kept)
+	}
+	ok(t, x.Close())
 }

@@ -21,7 +21,7 @@ func (s source) site(id kml.SiteID) siteState {
 			return st
 		}
 	}
-	b := s.x.value(s.tx, buckets.site, key64(uint64(id)))
+	b := s.x.value(s.r, buckets.site, key64(uint64(id)))
 	if len(b) != 24 {
 		return siteState{}
 	}
@@ -41,8 +41,8 @@ func (x *Index) site(id kml.SiteID) (st siteState) {
 	if ok {
 		return st
 	}
-	if x.view(func(tx *bolt.Tx) error {
-		st = source{x: x, tx: tx}.site(id)
+	if x.look(func(r *reader) error {
+		st = source{x: x, r: r}.site(id)
 		return nil
 	}) == nil {
 		x.clean.keepSite(id, st)
@@ -56,7 +56,7 @@ func (s source) origin(o kml.Origin) (kml.Position, bool) {
 			return p, true
 		}
 	}
-	b := s.x.value(s.tx, buckets.origin, key64(uint64(o.Site), o.Seq))
+	b := s.x.value(s.r, buckets.origin, key64(uint64(o.Site), o.Seq))
 	if len(b) != 8 {
 		return 0, false
 	}
@@ -85,13 +85,15 @@ func (x *Index) flusher() {
 	tick := time.NewTicker(x.opt.FlushEvery)
 	defer tick.Stop()
 	for {
+		late := false
 		select {
 		case <-x.stop:
 			return
 		case <-x.kick:
 		case <-tick.C:
+			late = true
 		}
-		if err := x.Flush(); err != nil {
+		if err := x.flush(late); err != nil {
 			x.logger.Warn("index not written; it is tried again, and would be made again from the log", "err", err)
 		}
 	}
@@ -100,12 +102,19 @@ func (x *Index) flusher() {
 // Flush writes all changes made so far to the file, in one transaction with
 // their cursor; less what is not firm yet, which waits for a commit (see
 // IndexOptions.Firm).
-func (x *Index) Flush() error {
+func (x *Index) Flush() error { return x.flush(true) }
+
+// flush is Flush; without all the next commit need not bring what waits for it,
+// unless that is much: who commits all the time would write the file as often.
+func (x *Index) flush(all bool) error {
 	x.fmu.Lock()
 	defer x.fmu.Unlock()
-	old := x.due()
+	old := x.due(all)
 	if len(old) == 0 {
 		return nil
+	}
+	if err := x.readers.close(); err != nil {
+		return err
 	}
 	err := x.update(func(tx *bolt.Tx) error {
 		if x.opt.failFlush != nil {
@@ -136,6 +145,7 @@ func (x *Index) Flush() error {
 	fault.Point("tree.flush")
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.readers.reopen()
 	x.err = err
 	if err == nil {
 		x.flushed = old[0].cursor
@@ -155,7 +165,7 @@ func (x *Index) Flushed() kml.Position {
 
 // due takes what may go to the file. When memory is full that is everything:
 // changes then wait for this flush with locks held that a commit needs.
-func (x *Index) due() []*overlay {
+func (x *Index) due(all bool) []*overlay {
 	firm := x.firm()
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -166,7 +176,7 @@ func (x *Index) due() []*overlay {
 	if top := x.layers[0]; top.size > 0 || top.cursor != x.fileCursor() {
 		if top.cursor <= firm {
 			x.freeze()
-		} else {
+		} else if all || x.pendingSize() >= x.opt.FlushSize {
 			x.waiting = true
 		}
 	}
@@ -389,7 +399,8 @@ func (x *Index) Close() error {
 		<-x.done
 		err := x.Flush()
 		x.mu.Lock()
-		x.err = errors.Join(err, x.db.Close())
+		// Who looks something up holds mu, so all have ended, too.
+		x.err = errors.Join(err, x.readers.close(), x.db.Close())
 		x.mu.Unlock()
 	})
 	x.mu.RLock()

@@ -454,10 +454,17 @@ func (h *handle) Flush(context.Context) error {
 	return h.t.answer(h.t.cut(h.obj))
 }
 
-// Fsync is Handle.Fsync: the file, and the log up to its last store.
+// Fsync is Handle.Fsync: the file, and the log up to its last store. What was
+// written here is in the log then, and the commit syncs it with the rest.
 func (h *handle) Fsync(ctx context.Context, datasync bool) error {
+	written := h.obj.dirty.Load()
 	if err := h.t.cut(h.obj); err != nil {
 		return err
+	}
+	if written {
+		if _, err := h.t.index.Get(h.obj.oid); err == nil {
+			return h.t.commit(ctx)
+		}
 	}
 	h.mu.RLock()
 	fd := int(h.fd.Load())

@@ -72,8 +72,9 @@ type Index struct {
 	layers []*overlay // newest first; never empty; only the newest changes
 	// waiting: the newest has what should be written and is not firm.
 	waiting bool
-	room    sync.Cond    // on mu: a flush has made room
-	clean   readCache    // of the file, below the layers
+	room    sync.Cond // on mu: a flush has made room
+	clean   readCache // of the file, below the layers
+	readers readers
 	flushed kml.Position // cursor of the file
 	fmu     sync.Mutex   // one flush
 	kick    chan struct{}
@@ -176,14 +177,14 @@ func linkKey(oid kml.OID, n Name) []byte {
 type source struct {
 	x      *Index
 	layers []*overlay
-	tx     *bolt.Tx
+	r      *reader
 }
 
 // read runs f on the present state. f must not keep s.
 func (x *Index) read(f func(s source) error) error {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.view(func(tx *bolt.Tx) error { return f(source{x, x.layers, tx}) })
+	return x.look(func(r *reader) error { return f(source{x, x.layers, r}) })
 }
 
 func getTop(layers []*overlay, oid kml.OID) (*Object, bool) {
@@ -211,7 +212,7 @@ func (s source) get(oid kml.OID) (*Object, error) {
 		}
 		return o, nil
 	}
-	b := s.x.value(s.tx, buckets.obj, key64(uint64(oid)))
+	b := s.x.value(s.r, buckets.obj, key64(uint64(oid)))
 	if b == nil {
 		return nil, ErrNotFound
 	}
@@ -222,7 +223,7 @@ func (s source) child(n Name) (nameVal, bool) {
 	if v, ok := nameTop(s.layers, n); ok {
 		return v, true
 	}
-	return decodeName(s.x.value(s.tx, buckets.name, nameKey(n)))
+	return decodeName(s.x.value(s.r, buckets.name, nameKey(n)))
 }
 
 func decodeName(b []byte) (nameVal, bool) {
@@ -246,8 +247,8 @@ func (x *Index) Get(oid kml.OID) (o *Object, err error) {
 		}
 		return o, nil
 	}
-	err = x.view(func(tx *bolt.Tx) error {
-		o, err = source{x: x, tx: tx}.get(oid)
+	err = x.look(func(r *reader) error {
+		o, err = source{x: x, r: r}.get(oid)
 		return err
 	})
 	if err == nil || errors.Is(err, ErrNotFound) { // every new object is asked for first
@@ -267,8 +268,8 @@ func (x *Index) Child(parent kml.OID, name string) (oid kml.OID, known kml.Posit
 		v, found = x.clean.name(n)
 	}
 	if !found {
-		_ = x.view(func(tx *bolt.Tx) error {
-			v, found = source{x: x, tx: tx}.child(n)
+		_ = x.look(func(r *reader) error {
+			v, found = source{x: x, r: r}.child(n)
 			return nil
 		})
 		// What is not there is kept, too: every create asks first.
@@ -302,7 +303,7 @@ func (s source) children(parent kml.OID, after string, max int) []NameEntry {
 	slices.Sort(order)
 	var out []NameEntry
 	prefix := key64(uint64(parent))
-	c := s.tx.Bucket(buckets.name).Cursor()
+	c := s.r.bucket(buckets.name).Cursor()
 	k, v := c.Seek(nameKey(Name{parent, after + "\x00"}))
 	for len(out) < max {
 		inFile := len(k) >= 8 && string(k[:8]) == string(prefix)
@@ -342,7 +343,7 @@ func (x *Index) Names(oid kml.OID) (out []Name) {
 func (s source) namesOf(oid kml.OID) []Name {
 	set := make(map[Name]bool)
 	prefix := key64(uint64(oid))
-	c := s.tx.Bucket(buckets.link).Cursor()
+	c := s.r.bucket(buckets.link).Cursor()
 	for k, v := c.Seek(prefix); len(k) >= 16 && string(k[:8]) == string(prefix); k, v = c.Next() {
 		s.x.unseal(k, v)
 		set[Name{kml.OID(binary.BigEndian.Uint64(k[8:])), string(k[16:])}] = true
@@ -380,8 +381,8 @@ func (x *Index) ByIno(ino uint64) (oid kml.OID, ok bool) {
 	if oid, ok := inoTop(x.layers, ino); ok {
 		return oid, oid != 0
 	}
-	_ = x.view(func(tx *bolt.Tx) error {
-		oid, ok = source{x: x, tx: tx}.byIno(ino)
+	_ = x.look(func(r *reader) error {
+		oid, ok = source{x: x, r: r}.byIno(ino)
 		return nil
 	})
 	return oid, ok
@@ -400,7 +401,7 @@ func (s source) byIno(ino uint64) (kml.OID, bool) {
 	if oid, ok := inoTop(s.layers, ino); ok {
 		return oid, oid != 0
 	}
-	b := s.x.value(s.tx, buckets.ino, key64(ino))
+	b := s.x.value(s.r, buckets.ino, key64(ino))
 	if len(b) != 8 {
 		return 0, false
 	}
@@ -443,7 +444,7 @@ func (x *Index) View() (*View, error) {
 	if x.layers[0].size > 0 {
 		x.freeze()
 	}
-	return &View{x, source{x, x.layers[1:], tx}, cursor}, nil
+	return &View{x, source{x, x.layers[1:], &reader{tx: tx}}, cursor}, nil
 }
 
 // Get is Index.Get at the view's moment.
@@ -461,7 +462,7 @@ func (v *View) Children(parent kml.OID, after string, max int) (es []NameEntry, 
 // each calls f with every object of the file, whatever stands in memory.
 func (v *View) each(f func(o *Object) error) (err error) {
 	defer v.x.guard(&err, debug.SetPanicOnFault(true))
-	return v.s.tx.Bucket(buckets.obj).ForEach(func(k, b []byte) error {
+	return v.s.r.bucket(buckets.obj).ForEach(func(k, b []byte) error {
 		if len(k) != 8 {
 			return errObject
 		}
@@ -477,4 +478,4 @@ func (v *View) each(f func(o *Object) error) (err error) {
 func (v *View) Cursor() kml.Position { return v.cursor }
 
 // Close ends the view.
-func (v *View) Close() error { return v.s.tx.Rollback() }
+func (v *View) Close() error { return v.s.r.tx.Rollback() }

@@ -163,8 +163,8 @@ func (x *Index) unseal(k, b []byte) []byte {
 }
 
 // value reads what a bucket holds under a key; nil when it holds nothing.
-func (x *Index) value(tx *bolt.Tx, bucket, k []byte) []byte {
-	return x.unseal(k, tx.Bucket(bucket).Get(k))
+func (x *Index) value(r *reader, bucket, k []byte) []byte {
+	return x.unseal(k, r.bucket(bucket).Get(k))
 }
 
 // openBolt opens the file; damage where bolt looks first is ErrIndexDamaged.

@@ -256,7 +256,10 @@ func (r *Replica) closeTree() error {
 }
 
 // Errors that end Run, or stand in its way.
-var errStartOver = errors.New("the master's history is another by now")
+var (
+	errStartOver  = errors.New("the directory has to be compared with the master's")
+	errHistoryCut = errors.New("the master's history was cut")
+)
 
 // Run follows the master until ctx ends, whatever becomes of the link. With once
 // it ends when the directory is the equal of what the master has; when it cannot
@@ -304,7 +307,7 @@ func (r *Replica) Run(ctx context.Context, once bool) (err error) {
 		}
 		r.disconnected(err)
 		if errors.Is(err, errStartOver) {
-			if err := errors.Join(r.tree.StartOver(), r.closeTree()); err != nil {
+			if err := errors.Join(r.tree.StartOver(errors.Is(err, errHistoryCut)), r.closeTree()); err != nil {
 				return err
 			}
 			if err := r.openTree(""); err != nil {
@@ -378,6 +381,9 @@ func (r *Replica) session(ctx context.Context, up *upstream) error {
 	switch {
 	case errors.As(err, &f) && (f.Code == feed.CodeHistoryCut || f.Code == feed.CodeTruncated):
 		r.log.Warn("the directory is compared with the master anew", "addr", r.o.Addr, "err", err)
+		if f.Code == feed.CodeHistoryCut {
+			err = fmt.Errorf("%w: %w", errHistoryCut, err)
+		}
 		return fmt.Errorf("%w: %w", errStartOver, err)
 	case err != nil:
 		return explain(r.o.Addr, err)

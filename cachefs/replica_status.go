@@ -31,6 +31,8 @@ type ReplicaStatus struct {
 	Troubles []tree.Trouble `json:"troubles,omitempty"`
 	More     int64          `json:"more_troubles,omitempty"`
 	Counts   tree.ReplicaCounts
+
+	looked bool // what is wanted was told
 }
 
 // Status may be asked for at any time.
@@ -51,7 +53,14 @@ func (r *Replica) Status() ReplicaStatus {
 		s.Troubles, s.More = t.Troubles()
 		s.Counts = t.Counts()
 	}
-	s.Equal = state == Connected && !s.Copying && s.Position >= s.End && s.Wanted == 0 && len(s.Troubles) == 0
+	if t != nil {
+		select {
+		case <-t.Looked():
+			s.looked = true
+		default:
+		}
+	}
+	s.Equal = s.looked && state == Connected && !s.Copying && s.Position >= s.End && s.Wanted == 0 && len(s.Troubles) == 0
 	return s
 }
 
@@ -81,17 +90,25 @@ func (r *Replica) WaitEqual(ctx context.Context) error {
 	for {
 		r.mu.Lock()
 		changed := r.changed
+		var looked <-chan struct{}
+		if r.tree != nil {
+			looked = r.tree.Looked()
+		}
 		r.mu.Unlock()
 		s := r.Status()
 		if s.Equal {
 			return nil
 		}
-		settled := s.State == Connected.String() && !s.Copying && s.Position >= s.End && s.Wanted == s.Failed
+		settled := s.looked && s.State == Connected.String() && !s.Copying && s.Position >= s.End && s.Wanted == s.Failed
 		if settled && len(s.Troubles) > 0 && triedAll(s.Troubles) {
 			return &NotEqual{s.Troubles, s.More}
 		}
+		if s.looked {
+			looked = nil
+		}
 		select {
 		case <-changed:
+		case <-looked:
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-r.ctx.Done():

@@ -66,6 +66,9 @@ type Fileset struct {
 	// Copying: a replica that has to be compared with its master's snapshot
 	// before it can follow.
 	Copying bool `json:"copying,omitempty"`
+	// Cut: that is so because the master's history was cut; what the master has
+	// no longer, or otherwise, may exist nowhere else and is put aside.
+	Cut bool `json:"cut,omitempty"`
 	// OwnSites are the master's own sites of earlier epochs.
 	OwnSites []kml.SiteID `json:"own_sites,omitempty"`
 	// Suspect is set from a crash of the machine until the directory has been

@@ -65,6 +65,7 @@ type Replica struct {
 	dirty    atomic.Bool // contents were placed since the last commit
 	marker   *marker
 	choice   atomic.Pointer[Choice]
+	looked   chan struct{}
 	unsure   []kml.OID // objects to be adopted again when the doubt ends; of who applies
 
 	applied   atomic.Uint64 // see Applied
@@ -118,7 +119,7 @@ func OpenReplica(dir string, o ReplicaOptions) (*Replica, error) {
 	t.chunks.t = t
 	// The replica's own goroutines live until Close, whatever opened it.
 	t.ctx, t.cancel = context.WithCancel(context.Background())
-	r := &Replica{t: t, lack: o.Lack, stage: -1, moved: make(chan struct{})}
+	r := &Replica{t: t, lack: o.Lack, stage: -1, moved: make(chan struct{}), looked: make(chan struct{})}
 	r.uid, r.gid = node.Own()
 	if r.lack == nil {
 		r.lack = func(kml.OID) {}
@@ -230,7 +231,10 @@ func (r *Replica) startOver() error {
 // StartOver makes the replica one that has to be compared with its master's
 // snapshot when it is opened again: the master's history is another by now, or
 // no longer reaches back to where the replica is.
-func (r *Replica) StartOver() error { return r.startOver() }
+// cut: the history was cut, and what the master lost with it is put aside.
+func (r *Replica) StartOver(cut bool) error {
+	return r.t.state.Update(func(f *Fileset) { f.Copying, f.Cut = true, f.Cut || cut })
+}
 
 // recover brings directory, log and index together after an unclean end.
 func (r *Replica) recover(last *run) error {
@@ -369,6 +373,9 @@ func (r *Replica) serve() error {
 	t.wg.Go(r.findLacking)
 	return nil
 }
+
+// Looked is closed when what the directory lacks has been told.
+func (r *Replica) Looked() <-chan struct{} { return r.looked }
 
 // firstScan finds what was edited here while nobody watched, once it is certain
 // what this replica itself did.

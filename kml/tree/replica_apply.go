@@ -129,8 +129,11 @@ func (r *Replica) apply(as []Arrival) error {
 		}
 	}
 	r.applied.Store(uint64(recs[len(recs)-1].Pos))
-	if rec.Op == kml.OpMkdir {
+	switch rec.Op {
+	case kml.OpMkdir:
 		t.watcher.added(rec.OID)
+	case kml.OpRename:
+		r.chooseAgain(rec.OID)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,6 +40,9 @@ func (r *Replica) takeAway(dirfd int, from string, n Name, why string) error {
 	if o == nil {
 		return r.aside(dirfd, from, n, why)
 	}
+	if r.folds(dirfd, n, o, &st, h) {
+		return errFolds
+	}
 	if err := unix.Unlinkat(dirfd, from, 0); err != nil || string(o.Handle) != string(h) {
 		return err
 	}
@@ -47,6 +51,37 @@ func (r *Replica) takeAway(dirfd int, from string, n Name, why string) error {
 		return nil // it has another name
 	}
 	return r.lose(o.OID)
+}
+
+// errFolds is a name that the file system takes for another one.
+var errFolds = fmt.Errorf("the file system takes it for a name that is there: %w", syscall.EEXIST)
+
+// folds reports whether what n shows, in the folder dirfd, is there under another
+// name of its own: the file system does not tell the two apart.
+func (r *Replica) folds(dirfd int, n Name, o *Object, st *unix.Statx_t, h []byte) bool {
+	if st.Nlink != 1 {
+		return false
+	}
+	for _, m := range r.t.index.Names(o.OID) {
+		if m.Parent != n.Parent || m.Name == n.Name {
+			continue
+		}
+		if got, err := HandleAt(dirfd, m.Name); err == nil && string(got) == string(h) {
+			return true
+		}
+	}
+	return false
+}
+
+// foldsOther is folds for a name that is to become o's.
+func (r *Replica) foldsOther(dirfd int, n Name, o *Object) bool {
+	p, st, h, err := lookAtName(dirfd, n.Name)
+	if err != nil {
+		return false
+	}
+	unix.Close(p.fd)
+	k := r.t.objectFor(&st, h)
+	return k != nil && k.OID != o.OID && r.folds(dirfd, n, k, &st, h)
 }
 
 // own is the object whose bytes, as this replica wrote them, are what n holds:

@@ -96,3 +96,33 @@ func (r *Replica) kept(n Name, a *kml.Attr) bool {
 	}
 	return c.keeps(full, a.Mode, a.Size)
 }
+
+// keptNames are those of an object's names under which it is to be in the
+// directory.
+func (r *Replica) keptNames(names []Name, a *kml.Attr) []Name {
+	if r.choice.Load() == nil {
+		return names
+	}
+	var kept []Name
+	for _, n := range names {
+		if r.kept(n, a) {
+			kept = append(kept, n)
+		}
+	}
+	return kept
+}
+
+// chooseAgain looks at a folder, and what is below it, that was renamed: other
+// patterns may match.
+func (r *Replica) chooseAgain(oid kml.OID) {
+	if r.choice.Load() == nil {
+		return
+	}
+	o, err := r.t.index.Get(oid)
+	if err != nil || o.Attr.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return
+	}
+	if err := r.lackingBelow(oid, 0); err != nil {
+		r.trouble(oid, r.Path(oid), "list", err)
+	}
+}

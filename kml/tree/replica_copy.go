@@ -46,6 +46,7 @@ type Copy struct {
 	r     *Replica
 	pos   kml.Position
 	taken int64
+	cut   bool // the master may have lost what is here
 }
 
 // BeginCopy begins a copy of the snapshot at pos. head is the header of the
@@ -57,7 +58,7 @@ func (r *Replica) BeginCopy(pos kml.Position, head []byte) (*Copy, error) {
 	if err := r.openLog(head); err != nil {
 		return nil, err
 	}
-	return &Copy{r: r, pos: pos}, nil
+	return &Copy{r: r, pos: pos, cut: r.t.state.Fileset().Cut}, nil
 }
 
 // Log appends records of the master's log, as far as the snapshot's position.
@@ -363,6 +364,9 @@ func (c *Copy) overFile(dirfd int, p place, in *inode, known *Object, e *CopyEnt
 	}
 	if err != nil {
 		return ch, false, err
+	}
+	if c.cut && known != nil && known.Whole {
+		return ch, true, r.aside(dirfd, n.Name, n, lostWhy)
 	}
 	switch {
 	case e.Data != nil || rec.Attr.Size == 0:

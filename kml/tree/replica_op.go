@@ -306,6 +306,14 @@ func (r *Replica) rename(rec *kml.Record) ([]change, error) {
 		// Not here, or no longer wanted here: only what it replaces goes.
 		return r.renameAway(from, to, rec, o)
 	}
+	if !r.kept(from, &o.Attr) { // it is here under another name
+		if rec.Victim != nil && rec.Victim.OID != o.OID {
+			if err := r.remove(to, rec.Victim.OID); err != nil {
+				return []change{r.without(o)}, err
+			}
+		}
+		return []change{{oid: o.OID, keep: true, lookUp: true}}, r.linkName(to, o, nil)
+	}
 	src, err := r.folder(from.Parent)
 	if err != nil {
 		return []change{{oid: o.OID, lacks: true}}, err
@@ -406,7 +414,9 @@ func (r *Replica) renameAway(from, to Name, rec *kml.Record, o *Object) ([]chang
 	}
 	if len(o.Handle) != 0 {
 		errs = append(errs, r.dropTree(from, o))
-		return []change{{oid: o.OID}}, errors.Join(errs...)
+		c := r.without(o) // it may be here under another name
+		c.lacks, c.lookUp = false, c.keep
+		return []change{c}, errors.Join(errs...)
 	}
 	if r.kept(to, &o.Attr) {
 		r.lack(o.OID)

@@ -107,6 +107,9 @@ func (r *Replica) missing(dirfd int, n Name, oid kml.OID) error {
 	if err != nil || len(o.Handle) == 0 || o.Attr.Mode&unix.S_IFMT == unix.S_IFREG && !o.Whole {
 		return ignore(err, ErrNotFound) // it is on its way, or not wanted here
 	}
+	if !r.kept(n, &o.Attr) {
+		return nil
+	}
 	if removed(dirfd) {
 		// Not the name went but its folder, whose own name tells.
 		r.t.dirs.forget(n.Parent)

@@ -20,17 +20,18 @@ func (r *Replica) store(rec *kml.Record, data []byte) ([]change, error) {
 	if err != nil {
 		return nil, ignore(err, ErrNotFound)
 	}
-	names := r.t.index.Names(o.OID)
+	all := r.t.index.Names(o.OID)
 	a := o.Attr
 	a.Size, a.Mtime = rec.Attr.Size, rec.Attr.Mtime
+	names := r.keptNames(all, &a)
 	if len(names) == 0 {
-		return nil, nil
-	}
-	if !r.kept(names[0], &a) {
 		if len(o.Handle) == 0 {
 			return nil, nil
 		}
-		return []change{{oid: o.OID}}, r.dropTree(names[0], o) // it outgrew what is kept
+		for _, n := range all { // it outgrew what is kept
+			err = errors.Join(err, r.dropTree(n, o))
+		}
+		return []change{{oid: o.OID}}, err
 	}
 	switch {
 	case a.Size == 0:
@@ -167,6 +168,9 @@ func (r *Replica) replaceName(n Name, from string, o *Object) error {
 		return err
 	}
 	defer ref.release()
+	if len(o.Handle) == 0 && r.foldsOther(ref.fd, n, o) {
+		return errFolds
+	}
 	defer r.folderTime(n.Parent)
 	err = unix.Renameat2(r.stage, from, ref.fd, n.Name, unix.RENAME_EXCHANGE)
 	switch {
@@ -378,7 +382,7 @@ func (r *Replica) bringLocked(o *Object, names []Name, parents []kml.OID, b Brou
 		return errAgain
 	}
 	o = now
-	if len(names) == 0 || !r.kept(names[0], &o.Attr) {
+	if names = r.keptNames(names, &o.Attr); len(names) == 0 {
 		return ErrNotFound
 	}
 	if !lacking(o) {
@@ -386,7 +390,7 @@ func (r *Replica) bringLocked(o *Object, names []Name, parents []kml.OID, b Brou
 	}
 	c := change{oid: o.OID}
 	if o.Attr.Mode&unix.S_IFMT != unix.S_IFREG {
-		rec := &kml.Record{Op: opFor(o.Attr.Mode), OID: o.OID, Parent: o.Parent, Name: o.Name, Target: o.Target, Attr: o.Attr, Xattrs: b.Xattrs}
+		rec := &kml.Record{Op: opFor(o.Attr.Mode), OID: o.OID, Parent: names[0].Parent, Name: names[0].Name, Target: o.Target, Attr: o.Attr, Xattrs: b.Xattrs}
 		cs, err := r.make(rec, o.Attr, nil)
 		if err != nil {
 			return err

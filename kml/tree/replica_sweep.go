@@ -38,7 +38,7 @@ func (c *Copy) End() error {
 	if err := r.t.index.Flush(); err != nil {
 		return err
 	}
-	if err := r.t.state.Update(func(f *Fileset) { f.Copying, f.Epoch = false, c.pos.Epoch() }); err != nil {
+	if err := r.t.state.Update(func(f *Fileset) { f.Copying, f.Cut, f.Epoch = false, false, c.pos.Epoch() }); err != nil {
 		return err
 	}
 	if r.t.state.Copied {
@@ -104,7 +104,11 @@ func (r *Replica) eachChild(oid kml.OID, f func(n Name, e NameEntry, o *Object) 
 func (c *Copy) stale(n Name, oid kml.OID, o *Object) error {
 	r := c.r
 	gone := o == nil || o.Known != c.pos
-	if o != nil {
+	if c.cut && gone && o != nil {
+		if err := c.keepLost(n, o); err != nil {
+			r.trouble(oid, r.Path(oid), "put aside", err)
+		}
+	} else if o != nil {
 		var err error
 		if gone {
 			for _, name := range append(r.t.index.Names(oid), n) {
@@ -125,6 +129,23 @@ func (c *Copy) stale(n Name, oid kml.OID, o *Object) error {
 		return dropLink(b, oid, n)
 	})
 }
+
+// keepLost puts aside what was the master's before its history was cut.
+func (c *Copy) keepLost(n Name, o *Object) error {
+	r := c.r
+	if len(o.Handle) == 0 || !r.onDiskAs(n, o) {
+		return nil
+	}
+	ref, err := r.folder(n.Parent)
+	if err != nil {
+		return nil
+	}
+	defer ref.release()
+	r.t.dirs.forget(o.OID)
+	return r.aside(ref.fd, n.Name, n, lostWhy)
+}
+
+const lostWhy = "not in the master's history any more, which was cut"
 
 // forget drops an object and all below it from the index.
 func (c *Copy) forget(b *Batch, oid kml.OID, depth int) error {
@@ -230,6 +251,7 @@ func (r *Replica) dropBelow(n Name, o *Object, depth int) error {
 // findLacking tells of everything that is missing in the directory, and takes
 // from it what is no longer wanted there.
 func (r *Replica) findLacking() {
+	defer close(r.looked)
 	if err := r.lackingBelow(kml.RootOID, 0); err != nil && r.t.ctx.Err() == nil {
 		r.t.logger.Warn("looking for what is missing did not end", "fileset", r.t.dir, "err", err)
 	}
@@ -250,6 +272,10 @@ func (r *Replica) lackingBelow(oid kml.OID, depth int) error {
 			}
 		case lacking(o):
 			r.lack(o.OID)
+		case o.Attr.Mode&unix.S_IFMT != unix.S_IFDIR && o.Attr.Nlink > 1 && !r.onDiskAs(n, o):
+			if err := r.linkName(n, o, nil); err != nil { // it was not wanted under that name
+				r.trouble(o.OID, r.Path(n.Parent)+"/"+n.Name, "link", err)
+			}
 		}
 		if o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
 			return r.lackingBelow(o.OID, depth+1)
@@ -298,7 +324,12 @@ func (r *Replica) Want(oid kml.OID) (*Want, error) {
 	if !lacking(o) && r.redressing(oid) {
 		return &Want{OID: oid, Parent: o.Parent, Path: r.Path(oid), Mode: o.Attr.Mode, Here: true, Redress: true}, nil
 	}
-	if oid == kml.RootOID || !lacking(o) || o.Parent == 0 || !r.kept(Name{o.Parent, o.Name}, &o.Attr) {
+	if oid == kml.RootOID || !lacking(o) || o.Parent == 0 {
+		r.troubles.clear(oid)
+		return nil, nil
+	}
+	names := r.keptNames(r.t.index.Names(oid), &o.Attr)
+	if len(names) == 0 {
 		r.troubles.clear(oid)
 		return nil, nil
 	}
@@ -306,11 +337,12 @@ func (r *Replica) Want(oid kml.OID) (*Want, error) {
 		r.troubles.clear(oid)
 		return nil, nil
 	}
-	w := &Want{OID: oid, Parent: o.Parent, Path: r.Path(oid), Mode: o.Attr.Mode, Size: o.Attr.Size, Version: o.DataVersion, Here: len(o.Handle) > 0}
+	up := names[0].Parent
+	w := &Want{OID: oid, Parent: up, Path: r.Path(oid), Mode: o.Attr.Mode, Size: o.Attr.Size, Version: o.DataVersion, Here: len(o.Handle) > 0}
 	if w.Base, w.Extents, w.Known = r.deltas.get(oid); w.Known {
 		w.Known = w.Here && r.untouched(o)
 	}
-	if p, err := r.t.index.Get(o.Parent); err == nil && o.Parent != kml.RootOID && len(p.Handle) == 0 {
+	if p, err := r.t.index.Get(up); err == nil && up != kml.RootOID && len(p.Handle) == 0 {
 		w.NoFolder = true
 	}
 	return w, nil

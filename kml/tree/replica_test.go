@@ -385,7 +385,7 @@ func TestReplicaCopiesAgain(t *testing.T) {
 		f.bring()
 		f.equal()
 		f.noAsides()
-		ok(t, f.r.StartOver())
+		ok(t, f.r.StartOver(false))
 		f.reopen()
 	}
 }

@@ -72,6 +72,7 @@ func remedy(err error) string {
 		err  error
 		text string
 	}{
+		{errFolds, "rename one of the two at the master, or --exclude it"},
 		{syscall.ENOSPC, "make room on the replica's disk"},
 		{syscall.EDQUOT, "raise the quota on the replica's disk"},
 		{syscall.EROFS, "mount the replica's file system writable"},

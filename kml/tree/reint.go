@@ -291,6 +291,7 @@ func (t *Tree) replaceOnce(ctx context.Context, c *Cred, r *kml.Record, staged s
 	if err := unix.Statx(first.fd, "", unix.AT_EMPTY_PATH, statxMask, &st); err != nil {
 		return err
 	}
+	seen := st
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
 		return conflict(syscall.EISDIR, "object %v is no regular file", r.OID)
@@ -313,7 +314,7 @@ func (t *Tree) replaceOnce(ctx context.Context, c *Cred, r *kml.Record, staged s
 	if err := dress(staged, first.place(), &st, r.Attr.Mtime); err != nil {
 		return err
 	}
-	if err := t.swapIn(ctx, r, swap{o, obj.DataVersion, staged, targets}); err != nil {
+	if err := t.swapIn(ctx, r, swap{o, obj.DataVersion, staged, targets, seen, t.objects.hasWriter(o)}); err != nil {
 		return err
 	}
 	return t.damage.clear(r.OID)
@@ -419,6 +420,8 @@ type swap struct {
 	was    kml.Position // version of the contents that go
 	staged string
 	ts     []target
+	seen   unix.Statx_t // the file that goes, when its version was compared
+	ours   bool         // we have it open for writing
 }
 
 // swapIn renames the staged file over each name and journals the store.
@@ -444,7 +447,13 @@ func (t *Tree) swapIn(ctx context.Context, r *kml.Record, s swap) error {
 						return err
 					}
 				}
-				if err := unix.Renameat(unix.AT_FDCWD, from, k.dir.fd, k.name); err != nil {
+				var err error
+				if i == 0 {
+					err = k.exchangeIn(from, &s.seen, s.ours)
+				} else {
+					err = unix.Renameat(unix.AT_FDCWD, from, k.dir.fd, k.name)
+				}
+				if err != nil {
 					return err
 				}
 				replaced = true

@@ -181,6 +181,10 @@ func (r *Replica) replaceName(n Name, from string, o *Object) error {
 	case err != nil:
 		return err
 	}
+	// Out of everybody's reach, it is written to by who has it open or by nobody.
+	if r.writtenAt(from) {
+		return r.aside(r.stage, from, n, "being written here while the master changed it")
+	}
 	var st unix.Statx_t
 	if err := unix.Statx(r.stage, from, unix.AT_SYMLINK_NOFOLLOW, statxMask, &st); err != nil {
 		return err
@@ -194,6 +198,20 @@ func (r *Replica) replaceName(n Name, from string, o *Object) error {
 		return r.takeAway(r.stage, from, n, "written here while the master changed it")
 	}
 	return unix.Unlinkat(r.stage, from, 0)
+}
+
+// writtenAt reports whether what is in the stage is a file open for writing.
+func (r *Replica) writtenAt(name string) bool {
+	fd, err := unix.Openat(r.stage, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	lease, err := place{fd: fd}.lease()
+	if lease >= 0 {
+		unix.Close(lease)
+	}
+	return err != nil
 }
 
 // replacePlain is replaceName where the file system cannot exchange: it looks

@@ -50,9 +50,13 @@ type watcher struct {
 
 // sight is what events said of a name.
 type sight struct {
-	when time.Time // look not before
-	how  hint
+	when  time.Time // look not before
+	how   hint
+	tries int // looks that found it on the move
 }
+
+// maxTries bounds them.
+const maxTries = 20
 
 const (
 	watchNames  = unix.FAN_CREATE | unix.FAN_DELETE | unix.FAN_MOVED_FROM | unix.FAN_MOVED_TO
@@ -476,11 +480,18 @@ func (w *watcher) look() {
 		// What is there comes first, so that a name that is gone is seen to
 		// have moved and not to have been removed.
 		var gone []Name
-		for n, how := range due {
+		for n, s := range due {
 			if n.Name == "." { // the folder itself
-				w.report(w.t.reconcileFolder(w.t.ctx, n.Parent, how), n)
+				w.report(w.t.reconcileFolder(w.t.ctx, n.Parent, s.how), n)
 			} else if w.t.onDisk(n) {
-				w.report(w.t.reconcileSeen(w.t.ctx, n.Parent, n.Name, how), n)
+				err := w.t.reconcileSeen(w.t.ctx, n.Parent, n.Name, s.how)
+				if errors.Is(err, syscall.ESTALE) && s.tries < maxTries && w.t.onDisk(n) {
+					// Its folder, or what the tree had of it, moved under the look.
+					s.when, s.tries = time.Now().Add(arriveTime), s.tries+1
+					w.note(n, s)
+					continue
+				}
+				w.report(err, n)
 			} else {
 				gone = append(gone, n)
 			}
@@ -500,14 +511,14 @@ func (w *watcher) look() {
 
 // due takes what may be looked at now, with what was seen there, and says
 // when the rest may.
-func (w *watcher) due(now time.Time) (names map[Name]hint, scan bool, next time.Duration) {
+func (w *watcher) due(now time.Time) (names map[Name]sight, scan bool, next time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	names = make(map[Name]hint)
+	names = make(map[Name]sight)
 	for n, s := range w.pending {
 		d := s.when.Sub(now)
 		if d <= 0 {
-			names[n] = s.how
+			names[n] = s
 			delete(w.pending, n)
 		} else if next == 0 || d < next {
 			next = d

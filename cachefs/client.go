@@ -117,6 +117,7 @@ type Client struct {
 	lists   flights
 	hoard   hoard
 	made    made
+	locks   locks
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -161,6 +162,7 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 	c.out, c.in = newRate(o.Bandwidth), newRate(o.Bandwidth)
 	c.pace = newPacer(func() int { return int(c.out.get()) })
 	c.read = newPacer(func() int { return int(c.in.get()) })
+	c.locks = newLocks()
 	var err error
 	c.cache, err = tree.OpenCache(o.Dir, tree.CacheOptions{Upstream: c, Now: o.Now, Logger: o.Logger, WholeMax: o.WholeMax,
 		StoreIdle: o.StoreIdle, StoreBusy: o.StoreBusy, SyncClose: o.Sync, Boot: o.boot})

@@ -23,11 +23,12 @@ import (
 // testMaster is a master in this process that listens on a unix socket and can
 // be stopped and started again.
 type testMaster struct {
-	t    testing.TB
-	dir  string
-	sock string
-	tree *tree.Tree
-	opt  tree.Options
+	t     testing.TB
+	dir   string
+	sock  string
+	tree  *tree.Tree
+	opt   tree.Options
+	lease time.Duration // 0: as in use
 
 	stop func()
 	gone bool // its disk is: what the end of it says does not count
@@ -66,11 +67,11 @@ func (m *testMaster) start() {
 		quiet = slog.New(slog.NewTextHandler(os.Stderr, nil))
 		m.opt.Logger = quiet
 	}
-	j, err := export.NewJournal(tr, export.JournalOptions{Heartbeat: 50 * time.Millisecond, Logger: quiet})
+	j, err := export.NewJournal(tr, export.JournalOptions{Heartbeat: 50 * time.Millisecond, Lease: m.lease, Logger: quiet})
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	srv := p9srv.New(export.New(tr, export.Options{Ext: j, Door: 7, InPlace: true, Logger: quiet}), p9srv.Options{})
+	srv := p9srv.New(export.New(j.FS(), export.Options{Ext: j, Door: 7, InPlace: true, Logger: quiet}), p9srv.Options{})
 	l, err := net.Listen("unix", m.sock)
 	if err != nil {
 		m.t.Fatal(err)

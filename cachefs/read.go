@@ -65,18 +65,5 @@ func (c *Client) Statfs(ctx context.Context, oid kml.OID) (tree.Statfs, error) {
 	return c.cache.Statfs(ctx, oid)
 }
 
-// SetLock is tree.FS's; locks are among the users of this client.
-func (c *Client) SetLock(ctx context.Context, oid kml.OID, l tree.Lock, wait bool) error {
-	return c.cache.SetLock(ctx, oid, l, wait)
-}
-
-// TestLock is tree.FS's.
-func (c *Client) TestLock(ctx context.Context, oid kml.OID, l tree.Lock) (tree.Lock, error) {
-	return c.cache.TestLock(ctx, oid, l)
-}
-
-// Unlock is tree.FS's.
-func (c *Client) Unlock(oid kml.OID, o tree.LockOwner) { c.cache.Unlock(oid, o) }
-
 // Watch is tree.FS's.
 func (c *Client) Watch(f func(tree.Change)) (cancel func()) { return c.cache.Watch(f) }

@@ -2,6 +2,7 @@ package cachefs
 
 import (
 	"errors"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,6 +23,9 @@ func (c *Client) receive(up *upstream) {
 	if !up.sends() && !c.beginSending(up) {
 		return
 	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(up.permits.serve)
 	for {
 		var b sentBatch
 		select {

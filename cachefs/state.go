@@ -151,6 +151,7 @@ func (c *Client) run(up *upstream) {
 		}()
 		err := c.follow(up)
 		up.close()
+		c.loseLocks(up)
 		<-got
 		c.mu.Lock()
 		if c.forced {

@@ -50,14 +50,15 @@ type dialer func(ctx context.Context, o *Options, wrap wrapper) (link, error)
 // wrapper is laid around a connection.
 type wrapper func(io.ReadWriteCloser) io.ReadWriteCloser
 
-// upstream is the client's link: one connection for what waits (feed, reint),
-// one for everything else.
+// upstream is the client's link: one connection for what waits (feed, reint,
+// permit), one for everything else.
 type upstream struct {
 	o       *Options
 	streams link
 	calls   link
 	feed    *stream
 	reint   *stream
+	permits *permits
 	greet   feed.Greeting
 	welcome feed.Welcome
 
@@ -360,6 +361,9 @@ func (c *Client) openReint(ctx context.Context, up *upstream) error {
 		err = c.renumber(w.Site)
 	} else {
 		err = c.lostByMaster(w.LastSeq)
+	}
+	if err == nil {
+		err = c.openPermit(ctx, up)
 	}
 	if err == nil {
 		up.reint = s

@@ -27,10 +27,13 @@ func (c *Client) change(ctx context.Context, exclusive bool, build func() (*kml.
 		if r == nil || err != nil {
 			return err
 		}
-		if !exclusive && !c.o.Sync || !c.current().sends() {
+		switch up := c.current(); {
+		case !up.sends() || !exclusive && !c.o.Sync:
 			_, err = c.cache.Change(ctx, r, nil)
-		} else {
+		case c.o.Sync:
 			err = c.submit(ctx, r)
+		default:
+			err = c.claim(ctx, up, r)
 		}
 		if !errors.Is(err, tree.ErrMoved) {
 			return err
@@ -82,9 +85,23 @@ func (c *Client) submit(ctx context.Context, r *kml.Record) error {
 	out := s.out
 	p.mu.Unlock()
 	if !no {
+		if err == nil && out.Pos != 0 {
+			tree.CaughtUp(ctx)
+			err = c.reached(ctx, out.Pos)
+		}
 		return err
 	}
 	return c.takeBack(ctx, e, out)
+}
+
+// reached waits until the client is where the master was when it decided. Without a
+// link there is nothing to wait for.
+func (c *Client) reached(ctx context.Context, pos kml.Position) error {
+	err := c.reach(ctx, pos)
+	if errors.Is(err, syscall.EHOSTDOWN) {
+		return nil
+	}
+	return err
 }
 
 // drop forgets a change that was not made.

@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -23,6 +24,7 @@ type call struct {
 	cancel          <-chan struct{} // any signal to the caller, or the connection's end
 	pid             uint32          // the calling thread; 0 when the kernel itself asks
 	any             bool            // any signal ends the call, not only a deadly one
+	caught          atomic.Bool     // it has waited for the master, see tree.CatchUpper
 
 	mu    sync.Mutex
 	ended bool
@@ -50,6 +52,17 @@ func (c *call) end() {
 		close(c.over)
 	}
 }
+
+// Value is the call itself for what wants to tell it that it has caught up.
+func (c *call) Value(key any) any {
+	if key == tree.CatchUpKey() {
+		return c
+	}
+	return c.Context.Value(key)
+}
+
+// CaughtUp is tree.CatchUpper's.
+func (c *call) CaughtUp() { c.caught.Store(true) }
 
 // Done starts to watch for the end of the caller.
 func (c *call) Done() <-chan struct{} {
@@ -139,4 +152,12 @@ func cred(h *fuse.InHeader) *tree.Cred {
 func (r *raw) panicked(v any) fuse.Status {
 	r.log.Error("operation panicked", slog.String("err", fmt.Sprint(v)), slog.String("stack", string(debug.Stack())))
 	return fuse.EIO
+}
+
+// caughtUp takes from the kernel what is older than a call that has waited for the
+// master.
+func (r *raw) caughtUp(c *call) {
+	if c.caught.Load() {
+		r.queue.barrier(c)
+	}
 }

@@ -26,6 +26,7 @@ type file struct {
 	mu     sync.Mutex
 	other  tree.Handle         // as h, with O_APPEND the other way; nil until needed
 	owners map[uint64]struct{} // who took locks through it
+	locks  atomic.Bool         // owners are or were some
 }
 
 // close ends a file that no request uses any more.
@@ -184,6 +185,7 @@ func (r *raw) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 	since := r.ring.now()
 	flags := int(in.Flags) & (openFlags | unix.O_EXCL)
 	a, h, err := r.fs.Create(c, cr, p.oid, name, flags, mode&0o7777)
+	r.caughtUp(c)
 	if err != nil {
 		return r.status("create", err)
 	}
@@ -198,12 +200,17 @@ func (r *raw) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 	return fuse.OK
 }
 
-// open is the file of a request that reads or writes.
+// open is the file of a request that reads or writes; EIO, once, when locks that
+// were taken through it were lost.
 func (r *raw) open(fh uint64) (*file, fuse.Status) {
-	if f := r.files.get(fh); f != nil {
-		return f, fuse.OK
+	f := r.files.get(fh)
+	if f == nil {
+		return nil, fuse.EBADF
 	}
-	return nil, fuse.EBADF
+	if r.lost(f) {
+		return nil, fuse.EIO
+	}
+	return f, fuse.OK
 }
 
 // spliceFrom is the smallest read that is worth the pipe's system calls.

@@ -51,13 +51,16 @@ func (r *raw) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
 }
 
 func (r *raw) setLk(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fuse.Status {
+	l := r.lock(in)
 	c := r.beginWait(cancel, &in.InHeader)
+	if l.Type == unix.F_UNLCK {
+		c = r.begin(cancel, &in.InHeader) // which no signal that a program handles interrupts
+	}
 	defer c.end()
 	n, st := r.folder(in.NodeId)
 	if st != fuse.OK {
 		return st
 	}
-	l := r.lock(in)
 	if f := r.files.get(in.Fh); f != nil && l.Type != unix.F_UNLCK {
 		// From here on closes are told to us; this file's is, in any case, at
 		// its last one.
@@ -69,7 +72,26 @@ func (r *raw) setLk(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fuse.Statu
 			f.owners = map[uint64]struct{}{}
 		}
 		f.owners[in.Owner] = struct{}{}
+		f.locks.Store(true)
 		f.mu.Unlock()
 	}
-	return r.status("setlk", r.fs.SetLock(c, n.oid, l, wait))
+	err := r.fs.SetLock(c, n.oid, l, wait)
+	if err == nil && l.Type != unix.F_UNLCK {
+		r.queue.barrier(c) // what the lock protects is read as it is now
+	}
+	return r.status("setlk", err)
+}
+
+// lost reports, once, that locks taken through an open file were lost.
+func (r *raw) lost(f *file) bool {
+	if r.loser == nil || !f.locks.Load() {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	was := false
+	for o := range f.owners {
+		was = r.loser.LostLock(f.n.oid, r.owner(o)) || was
+	}
+	return was
 }

@@ -126,6 +126,7 @@ func (r *raw) make(op string, cancel <-chan struct{}, h *fuse.InHeader, name str
 	}
 	since := r.ring.now()
 	a, err := f(c, cr, p.oid, mode)
+	r.caughtUp(c)
 	if err != nil {
 		return r.status(op, err)
 	}
@@ -196,6 +197,7 @@ func (r *raw) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fu
 	}
 	since := r.ring.now()
 	a, err := r.fs.Link(c, cred(&in.InHeader), n.oid, p.oid, name)
+	r.caughtUp(c)
 	if err != nil {
 		return r.status("link", err)
 	}
@@ -249,6 +251,7 @@ func (r *raw) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to string)
 		victim = r.victim(c, q.oid, to)
 	}
 	err := r.fs.Rename(c, cred(&in.InHeader), p.oid, from, q.oid, to, in.Flags)
+	r.caughtUp(c)
 	if victim != nil {
 		r.limbo.keep(victim)
 	}

@@ -66,7 +66,10 @@ type work struct {
 	node    *node // whose stale counts data
 	all     bool  // it has lost track of names: expire every entry
 	running bool
-	tries   int // notifications that found no inode
+	naming  bool // notifications of names are under way
+	tries   int  // notifications that found no inode
+	// told are closed when what waits now has been told.
+	told []chan struct{}
 }
 
 // queue takes changes to the kernel. add never blocks.
@@ -226,21 +229,64 @@ func (q *queue) worker(id uint64, w *work) {
 		q.mu.Lock()
 		do := *w
 		q.pending -= len(w.names)
-		w.names, w.attr, w.data, w.node, w.all = nil, false, 0, nil, false
+		w.names, w.attr, w.data, w.node, w.all, w.told = nil, false, 0, nil, false, nil
+		w.naming = len(do.names) > 0 || do.all
 		if q.closed || len(do.names) == 0 && !do.attr && do.data == 0 && !do.all {
 			w.running = false
 			delete(q.work, id)
 			q.mu.Unlock()
+			do.tell()
 			return
 		}
 		q.mu.Unlock()
 		select {
 		case q.slots <- struct{}{}:
 		case <-q.stop:
+			do.tell()
 			continue
 		}
 		q.do(id, w, &do)
+		do.tell()
 		<-q.slots
+	}
+}
+
+// tell tells those who wait for what was done.
+func (w *work) tell() {
+	for _, c := range w.told {
+		close(c)
+	}
+	w.told = nil
+}
+
+// barrier comes back when the kernel has nothing older than what was queued when it
+// was called. Names it does not wait for, which could wait for the caller: their
+// entries expire. A kernel that cannot do that still has them for a moment.
+func (q *queue) barrier(c *call) {
+	q.mu.Lock()
+	var wait []chan struct{}
+	names := false
+	for _, w := range q.work {
+		if len(w.names) > 0 || w.naming || w.all {
+			names = true
+			continue
+		}
+		ch := make(chan struct{})
+		w.told = append(w.told, ch)
+		wait = append(wait, ch)
+	}
+	q.mu.Unlock()
+	if names && q.epoch.Load() {
+		q.expire()
+	}
+	for _, ch := range wait {
+		select {
+		case <-ch:
+		case <-c.Done():
+			return
+		case <-q.stop:
+			return
+		}
 	}
 }
 
@@ -258,7 +304,7 @@ func (q *queue) do(id uint64, w, do *work) {
 	}
 	// After the entries: see the package comment on listings. A retired node's
 	// pages are of the contents that it was left with.
-	q.inode(n, w, len(do.names) > 0 || do.all || do.data > 0 && !q.r.settle(n))
+	q.inode(n, w, do, len(do.names) > 0 || do.all || do.data > 0 && !q.r.settle(n))
 	if do.node == n {
 		n.stale.Add(-do.data)
 	}
@@ -274,7 +320,7 @@ func (q *queue) drop(n *node) {
 }
 
 // inode invalidates a node's attributes and ACLs, with data its pages too.
-func (q *queue) inode(n *node, w *work, data bool) {
+func (q *queue) inode(n *node, w, do *work, data bool) {
 	off := int64(-1) // attributes only
 	if data {
 		off = 0
@@ -290,6 +336,7 @@ func (q *queue) inode(n *node, w *work, data bool) {
 	if n.id == uint64(kml.RootOID) || q.r.nodes.get(n.id) == nil {
 		return
 	}
+	do.tell() // the kernel has nothing
 	wait := time.NewTimer(time.Millisecond << min(w.tries, 10))
 	defer wait.Stop()
 	w.tries++

@@ -20,6 +20,7 @@ type raw struct {
 
 	base   context.Context // of every call: carries the door, ends with the server
 	fs     tree.FS
+	loser  tree.LockLoser // fs, when it is one
 	o      Options
 	log    *slog.Logger
 	kernel *notifier
@@ -39,6 +40,7 @@ func newRaw(base context.Context, fs tree.FS, o Options, kernel *notifier) *raw 
 	r := &raw{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(), base: base, fs: fs, o: o, log: o.Logger, kernel: kernel, nodes: newNodes(),
 	}
+	r.loser, _ = fs.(tree.LockLoser)
 	r.files.m = map[uint64]*file{}
 	r.entryFor, r.entryNs = timeout(o.EntryTimeout)
 	r.attrFor, r.attrNs = timeout(o.AttrTimeout)

@@ -151,7 +151,7 @@ func (m *master) listen(ctx context.Context, a *app, addrs []address, j export.J
 	}
 	m.attacher = func(trusted bool) attacher {
 		o := export.Options{Ext: m.journal, Door: doorNine, InPlace: true, Logger: a.log, TrustClaims: trusted}
-		return export.New(t, who.exportOptions(o))
+		return export.New(m.journal.FS(), who.exportOptions(o))
 	}
 	path, err := defaultSocket(t.Dir(), t.State().Fileset().UUID, a.env.Getenv)
 	if err != nil {

@@ -59,7 +59,7 @@ func (a *app) up(ctx context.Context, dir, mnt string, flags *listenFlags) (err 
 		return err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
-	srv, err := fusefs.Mount(ctx, mnt, m.tree, fusefs.Options{
+	srv, err := fusefs.Mount(ctx, mnt, m.journal.FS(), fusefs.Options{
 		Ext: m.journal, Door: doorFUSE, Name: m.tree.Dir(), AllowOther: os.Geteuid() == 0, Logger: a.log, Debug: a.verbose >= 2,
 	})
 	if err != nil {

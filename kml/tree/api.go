@@ -234,3 +234,21 @@ func DoorOf(ctx context.Context) Door {
 	d, _ := ctx.Value(doorKey{}).(Door)
 	return d
 }
+
+// caughtUpKey is the key of a CatchUpper in a context.
+type caughtUpKey struct{}
+
+// CatchUpper is a context of a front end that wants to be told when its operation
+// has waited for the master and is answered as of the master's tree then: before
+// the answer it takes from its own caches what is older.
+type CatchUpper interface{ CaughtUp() }
+
+// CatchUpKey is the key under which a context has its CatchUpper.
+func CatchUpKey() any { return caughtUpKey{} }
+
+// CaughtUp tells the front end whose operation ctx is.
+func CaughtUp(ctx context.Context) {
+	if u, ok := ctx.Value(caughtUpKey{}).(CatchUpper); ok {
+		u.CaughtUp()
+	}
+}

@@ -28,6 +28,9 @@ func (e *notListed) Error() string { return fmt.Sprintf("folder %v is not listed
 // replaces is filled in. ErrMoved when a name does not hold what the record says.
 // first, when given, is called with the change's ID before anybody can see it.
 func (c *Cache) Change(ctx context.Context, r *kml.Record, first func(id uint64)) (*local.Entry, error) {
+	if err := checkNew(r); err != nil {
+		return nil, err
+	}
 	for range maxCacheRetry {
 		e, err := c.changeOnce(r, DoorOf(ctx), first)
 		var nl *notListed
@@ -39,6 +42,17 @@ func (c *Cache) Change(ctx context.Context, r *kml.Record, first func(id uint64)
 		}
 	}
 	return nil, syscall.ESTALE
+}
+
+// checkNew checks the name that a change gives.
+func checkNew(r *kml.Record) error {
+	switch r.Op {
+	case kml.OpCreate, kml.OpMkdir, kml.OpSymlink, kml.OpMknod, kml.OpLink:
+		return checkName(r.Parent, r.Name)
+	case kml.OpRename:
+		return checkName(r.NewParent, r.NewName)
+	}
+	return nil
 }
 
 func (c *Cache) changeOnce(r *kml.Record, door Door, first func(id uint64)) (*local.Entry, error) {

@@ -249,19 +249,6 @@ func (c *Cache) Statfs(context.Context, kml.OID) (Statfs, error) {
 // Watch is FS.Watch.
 func (c *Cache) Watch(f func(Change)) (cancel func()) { return c.watch.add(f) }
 
-// SetLock is FS.SetLock; locks are among the users of this cache.
-func (c *Cache) SetLock(ctx context.Context, oid kml.OID, l Lock, wait bool) error {
-	return c.locks.SetLock(ctx, oid, l, wait)
-}
-
-// TestLock is FS.TestLock.
-func (c *Cache) TestLock(ctx context.Context, oid kml.OID, l Lock) (Lock, error) {
-	return c.locks.TestLock(ctx, oid, l)
-}
-
-// Unlock is FS.Unlock.
-func (c *Cache) Unlock(oid kml.OID, o LockOwner) { c.locks.Unlock(oid, o) }
-
 // cacheDir is an open folder of a Cache.
 type cacheDir struct {
 	c   *Cache

@@ -1,6 +1,10 @@
 package tree
 
-import "context"
+import (
+	"context"
+
+	"github.com/mezzofs/mezzo/kml"
+)
 
 // Ext is the small synthetic folder that front ends show as .mezzo in the
 // root: flat, or with folders inside. It can be walked to and is not listed by
@@ -72,4 +76,12 @@ type Pinner interface {
 	Pinned() bool
 	// Content is Attr.Content of what the handle reads; 0 says nothing.
 	Content() uint64
+}
+
+// LockLoser is an FS whose locks are another host's to give, and which can lose
+// them. LostLock reports, once, that the locks an owner had on an object were
+// lost: what is done through the descriptor they were taken with is then EIO. A
+// front end finds it by assertion and asks before each such operation.
+type LockLoser interface {
+	LostLock(oid kml.OID, o LockOwner) bool
 }

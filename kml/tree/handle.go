@@ -240,7 +240,12 @@ func (h *handle) attrOnce() (a Attr, gen uint64, err error) {
 }
 
 // ReadAt is Handle.ReadAt.
-func (h *handle) ReadAt(_ context.Context, p []byte, off int64) (int, error) {
+func (h *handle) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if h.writable() {
+		if err := h.follow(ctx); err != nil && !errors.Is(err, syscall.ESTALE) && !errors.Is(err, syscall.ENOENT) {
+			return 0, err
+		}
+	}
 	if h.t.replica != nil { // a large file may be patched where it lies
 		h.obj.mu.RLock()
 		defer h.obj.mu.RUnlock()

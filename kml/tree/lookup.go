@@ -239,16 +239,3 @@ func (t *Tree) Statfs(context.Context, kml.OID) (Statfs, error) {
 
 // Watch is FS.Watch.
 func (t *Tree) Watch(f func(Change)) (cancel func()) { return t.watch.add(f) }
-
-// SetLock is FS.SetLock.
-func (t *Tree) SetLock(ctx context.Context, oid kml.OID, l Lock, wait bool) error {
-	return t.locks.SetLock(ctx, oid, l, wait)
-}
-
-// TestLock is FS.TestLock.
-func (t *Tree) TestLock(ctx context.Context, oid kml.OID, l Lock) (Lock, error) {
-	return t.locks.TestLock(ctx, oid, l)
-}
-
-// Unlock is FS.Unlock.
-func (t *Tree) Unlock(oid kml.OID, o LockOwner) { t.locks.Unlock(oid, o) }

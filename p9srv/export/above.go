@@ -18,18 +18,20 @@ type Above interface {
 	OpenAbove(ctx context.Context, uid uint32, create bool, flags int, names ...string) (tree.ExtHandle, error)
 }
 
-// openReintAbove is openReint of a replica: the session is the master's, and its
-// bytes go through.
-func (j *Journal) openReintAbove(ctx context.Context, c *tree.Cred, flags int) (tree.ExtHandle, error) {
-	id, err := j.may(ctx, c, RightWrite, "reint")
-	if err != nil {
-		return nil, err
+// above opens a stream of a client's at the master for a replica: the session is
+// the master's, and its bytes go through.
+func (j *Journal) above(file string) func(context.Context, *tree.Cred, int) (tree.ExtHandle, error) {
+	return func(ctx context.Context, c *tree.Cred, flags int) (tree.ExtHandle, error) {
+		id, err := j.may(ctx, c, RightWrite, file)
+		if err != nil {
+			return nil, err
+		}
+		h, err := j.o.Above.OpenAbove(ctx, id.UID, false, flags, file)
+		if err != nil {
+			return nil, err
+		}
+		return &aboveHandle{ExtHandle: h, j: j, client: j.clients.open(id, modeWrite, j.o.Now())}, nil
 	}
-	h, err := j.o.Above.OpenAbove(ctx, id.UID, false, flags, "reint")
-	if err != nil {
-		return nil, err
-	}
-	return &aboveHandle{ExtHandle: h, j: j, client: j.clients.open(id, modeWrite, j.o.Now())}, nil
 }
 
 // aboveHandle is a session at the master, counted among the replica's clients.

@@ -30,6 +30,9 @@ type JournalOptions struct {
 	// Above is the master of a replica's tree: what clients write goes there. nil
 	// for a master's own tree.
 	Above Above
+	// Lease is how long a client that is not heard of keeps what it was promised;
+	// 0 is 5 s.
+	Lease time.Duration
 	// Status adds lines to the status file; nil adds none.
 	Status func(line func(key string, value any))
 	// Now is the clock; nil is time.Now.
@@ -47,6 +50,9 @@ func (o *JournalOptions) fill() {
 	}
 	if o.StageQuota <= 0 {
 		o.StageQuota = 4 << 30
+	}
+	if o.Lease <= 0 {
+		o.Lease = leaseLength
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -69,6 +75,7 @@ type Journal struct {
 	stage   *stage
 	mending mending
 	clients clients
+	leases  *leases
 
 	// smu guards sites, the session of each site that may apply records, and the
 	// beginning of goroutines against the end of all.
@@ -88,6 +95,7 @@ func NewJournal(t *tree.Tree, o JournalOptions) (*Journal, error) {
 	j := &Journal{t: t, o: o, log: o.Logger, uid: uint32(os.Geteuid()), sites: make(map[kml.SiteID]*reintSession), started: o.Now()}
 	// Streams outlive the call that opens them: they end with Close.
 	j.ctx, j.cancel = context.WithCancel(context.Background())
+	j.leases = newLeases(t, o.Lease)
 	j.text = &textLog{log: t.Log(), path: t.State().Path("log.txt")}
 	var err error
 	if j.stage, err = openStage(t.Stage(), o.StageQuota); err != nil {
@@ -126,8 +134,8 @@ func (j *Journal) run(f func()) bool {
 	return true
 }
 
-// Numbers of the entries: parts of inode numbers, so they never change. 10 to 12
-// are kept for permit, conflicts and policy.
+// Numbers of the entries: parts of inode numbers, so they never change. 11 and 12
+// are kept for conflicts and policy.
 const (
 	idKML = 1 + iota
 	idLog
@@ -138,6 +146,7 @@ const (
 	idOID
 	idStatus
 	idClients
+	idPermit
 
 	idCtl     = 13
 	idDamaged = 14
@@ -165,9 +174,9 @@ type entry struct {
 
 func (j *Journal) entries() []entry {
 	const file, folder = unix.S_IFREG, unix.S_IFDIR
-	openReint, stage := j.openReint, tree.Ext(stageDir{j})
+	openReint, openPermit, stage := j.openReint, j.openPermit, tree.Ext(stageDir{j})
 	if j.o.Above != nil {
-		openReint, stage = j.openReintAbove, stageAbove{j}
+		openReint, openPermit, stage = j.above("reint"), j.above("permit"), stageAbove{j}
 	}
 	return []entry{
 		{RightFollow, tree.ExtNode{Name: "kml", ID: idKML, Mode: file | 0o444, Size: j.kmlSize, Open: j.openKML}},
@@ -175,6 +184,7 @@ func (j *Journal) entries() []entry {
 		{RightFollow, tree.ExtNode{Name: "feed", ID: idFeed, Mode: file | 0o666, Open: j.openFeed}},
 		{RightFollow, tree.ExtNode{Name: "snapshot", ID: idSnapshot, Mode: file | 0o666, Open: j.openSnapshot}},
 		{RightWrite, tree.ExtNode{Name: "reint", ID: idReint, Mode: file | 0o666, Open: openReint}},
+		{RightWrite, tree.ExtNode{Name: "permit", ID: idPermit, Mode: file | 0o666, Open: openPermit}},
 		{RightWrite, tree.ExtNode{Name: "stage", ID: idStage, Mode: folder | 0o777, Dir: stage}},
 		{RightFollow, tree.ExtNode{Name: "oid", ID: idOID, Mode: folder | 0o555, Dir: versionDir{j}}},
 		{RightFollow, tree.ExtNode{Name: "chunks", ID: idChunks, Mode: folder | 0o555, Dir: chunksDir{versionDir{j}}}},

@@ -208,7 +208,10 @@ func (s *reintSession) apply(b *feed.Batch) (*feed.Result, error) {
 		if s.h.ctx.Err() != nil {
 			return nil, context.Cause(s.h.ctx)
 		}
-		o := s.one(r)
+		o, err := s.let(r)
+		if err != nil {
+			return nil, err
+		}
 		if said += len(o.Reason); said > maxReasons {
 			o.Reason = ""
 		}
@@ -223,6 +226,22 @@ const (
 	maxReason  = 512
 	maxReasons = feed.MaxPayload / 2
 )
+
+// let decides one record, when no lease of another client is in its way.
+func (s *reintSession) let(r *kml.Record) (feed.Outcome, error) {
+	l := s.h.j.leases
+	leave, err := l.enter(s.h.ctx, s.site, touchOf(r))
+	if err != nil {
+		return feed.Outcome{}, err
+	}
+	defer leave()
+	undo := l.inherit(s.site, r)
+	o := s.one(r)
+	if o.Status != feed.Applied && o.Status != feed.Duplicate {
+		undo()
+	}
+	return o, nil
+}
 
 // one decides one record. It is not interrupted: what has begun is finished.
 func (s *reintSession) one(r *kml.Record) feed.Outcome {

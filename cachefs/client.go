@@ -139,8 +139,9 @@ type Client struct {
 }
 
 var (
-	_ tree.FS       = (*Client)(nil)
-	_ tree.Upstream = (*Client)(nil)
+	_ tree.FS        = (*Client)(nil)
+	_ tree.Upstream  = (*Client)(nil)
+	_ tree.LockLoser = (*Client)(nil)
 )
 
 // Open opens the cache and connects to its master. With a cache that was used

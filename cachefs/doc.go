@@ -64,11 +64,13 @@
 // # Goroutines and locks
 //
 // run connects and follows: it alone applies the master's records, and with each
-// link runs receive, which takes in the outcomes of batches. pushLoop alone
+// link runs receive, which takes in the outcomes of batches, and permits.serve, which
+// asks for locks and leases and gives those up that are wanted. pushLoop alone
 // freezes, sends and settles. Listings, fetches and large uploads have goroutines
 // of their own. All end with Close.
 //
 // Lock order: pusher.turn, the cache's amu, pusher.mu, the cache's other locks.
+// permits.mu is above locks.mu, pusher.mu and the local log's.
 // Client.mu is taken under none of them and none is taken under it but the
 // cache's cursor.
 package cachefs

@@ -64,8 +64,14 @@ func (k *locks) takeLost(by lockedBy) bool {
 }
 
 // LostLock is tree.LockLoser's.
-func (c *Client) LostLock(oid kml.OID, o tree.LockOwner) bool {
-	return c.locks.takeLost(lockedBy{oid, o})
+func (c *Client) LostLock(oid kml.OID, o tree.LockOwner, told bool) bool {
+	by := lockedBy{oid, o}
+	if told {
+		return c.locks.takeLost(by)
+	}
+	c.locks.mu.Lock()
+	defer c.locks.mu.Unlock()
+	return c.locks.lost[by]
 }
 
 // lockAsk is a lock as the master is asked for it.

@@ -211,10 +211,10 @@ func TestLockLostWithLink(t *testing.T) {
 	p.cut(true)
 	must(t, b.SetLock(ctx, oid, flockOf(1, unix.F_WRLCK), true))
 	must(t, a.WaitState(ctx, func(s State) bool { return s == Disconnected }))
-	if !a.LostLock(oid, me.Owner) {
+	if !a.LostLock(oid, me.Owner, true) {
 		t.Error("not told")
 	}
-	if a.LostLock(oid, me.Owner) {
+	if a.LostLock(oid, me.Owner, true) {
 		t.Error("told twice")
 	}
 	// Without a link locks are this client's.
@@ -225,7 +225,7 @@ func TestLockLostWithLink(t *testing.T) {
 	// With the next link the master decides: another has it.
 	p.open()
 	same(t, "lost", func() (string, error) {
-		if a.LostLock(oid, me.Owner) {
+		if a.LostLock(oid, me.Owner, true) {
 			return "lost", nil
 		}
 		return "", nil
@@ -280,7 +280,7 @@ func TestLockOfSilentClient(t *testing.T) {
 	defer p.freeze(false)
 	must(t, b.SetLock(ctx, oid, flockOf(1, unix.F_WRLCK), true))
 	must(t, a.WaitState(ctx, func(s State) bool { return s == Disconnected }))
-	if !a.LostLock(oid, flockOf(1, 0).Owner) {
+	if !a.LostLock(oid, flockOf(1, 0).Owner, true) {
 		t.Error("not told")
 	}
 }

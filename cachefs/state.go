@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/mezzofs/mezzo/kml"
+	"github.com/mezzofs/mezzo/kml/tree"
 )
 
 // State is how a client stands to its master.
@@ -228,6 +229,7 @@ func (c *Client) Sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	tree.CaughtUp(ctx)
 	return c.reach(ctx, pos)
 }
 

@@ -24,9 +24,9 @@ type file struct {
 	shared *atomic.Int32   // files that have h
 
 	mu     sync.Mutex
-	other  tree.Handle         // as h, with O_APPEND the other way; nil until needed
-	owners map[uint64]struct{} // who took locks through it
-	locks  atomic.Bool         // owners are or were some
+	other  tree.Handle                 // as h, with O_APPEND the other way; nil until needed
+	owners map[tree.LockOwner]struct{} // who took locks through it
+	locks  atomic.Bool                 // owners are or were some
 }
 
 // close ends a file that no request uses any more.
@@ -38,7 +38,7 @@ func (f *file) close(r *raw) {
 	f.other = nil
 	f.mu.Unlock()
 	for o := range owners {
-		r.fs.Unlock(f.n.oid, r.owner(o))
+		r.fs.Unlock(f.n.oid, o)
 	}
 	var err error
 	switch {
@@ -207,7 +207,7 @@ func (r *raw) open(fh uint64) (*file, fuse.Status) {
 	if f == nil {
 		return nil, fuse.EBADF
 	}
-	if r.lost(f) {
+	if r.lost(f, true) {
 		return nil, fuse.EIO
 	}
 	return f, fuse.OK
@@ -252,6 +252,7 @@ func (r *raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint
 	defer c.end()
 	if f.ext != nil {
 		n, err := f.ext.WriteAt(c, data, int64(in.Offset))
+		r.caughtUp(c)
 		return uint32(n), r.status("write", err)
 	}
 	if f.h == nil {
@@ -354,9 +355,9 @@ func (r *raw) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Statu
 
 // Flush is a close(2) of one descriptor.
 func (r *raw) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
-	f, st := r.open(in.Fh)
-	if st != fuse.OK {
-		return st
+	f := r.files.get(in.Fh)
+	if f == nil {
+		return fuse.EBADF
 	}
 	if f.h == nil {
 		return fuse.OK
@@ -364,8 +365,17 @@ func (r *raw) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	c := r.begin(cancel, &in.InHeader)
 	defer c.end()
 	err := f.h.Flush(c)
+	if r.lost(f, false) { // it may be the close of another process, which does not look
+		err = unix.EIO
+	}
 	if f.n.locked.Load() {
-		r.fs.Unlock(f.n.oid, r.owner(in.LockOwner))
+		// Not at the last close too, which is later: by then the number may be
+		// another's.
+		o := r.owner(in.LockOwner)
+		f.mu.Lock()
+		delete(f.owners, o)
+		f.mu.Unlock()
+		r.fs.Unlock(f.n.oid, o)
 	}
 	return r.status("flush", err)
 }
@@ -403,10 +413,7 @@ func (r *raw) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if f == nil {
 		return
 	}
-	if in.ReleaseFlags&fuse.FUSE_RELEASE_FLOCK_UNLOCK != 0 {
-		r.fs.Unlock(f.n.oid, r.owner(in.LockOwner))
-	}
-	f.close(r)
+	f.close(r) // with its locks
 }
 
 // ReleaseDir is the last close of an open folder.

@@ -12,11 +12,18 @@ import (
 // owner makes the kernel's lock owner one of all doors'.
 func (r *raw) owner(o uint64) tree.LockOwner { return tree.LockOwner{Door: r.o.Door, Owner: o} }
 
+// flockOwner is the owner of flock(2)'s locks: an open file. The kernel's number of
+// it may be that of the next open file before the last close of this one is told.
+func (r *raw) flockOwner(fh uint64) tree.LockOwner { return r.owner(fh | 1<<63) }
+
 // lock reads a lock as the kernel sends it; its end of file is 2^63-1.
 func (r *raw) lock(in *fuse.LkIn) tree.Lock {
 	l := tree.Lock{
 		Type: int16(in.Lk.Typ), Flock: in.LkFlags&fuse.FUSE_LK_FLOCK != 0,
 		Start: in.Lk.Start, End: in.Lk.End, PID: in.Lk.Pid, Owner: r.owner(in.Owner),
+	}
+	if l.Flock {
+		l.Owner = r.flockOwner(in.Fh)
 	}
 	if l.End >= math.MaxInt64 {
 		l.End = math.MaxUint64
@@ -69,9 +76,9 @@ func (r *raw) setLk(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fuse.Statu
 		}
 		f.mu.Lock()
 		if f.owners == nil {
-			f.owners = map[uint64]struct{}{}
+			f.owners = map[tree.LockOwner]struct{}{}
 		}
-		f.owners[in.Owner] = struct{}{}
+		f.owners[l.Owner] = struct{}{}
 		f.locks.Store(true)
 		f.mu.Unlock()
 	}
@@ -82,8 +89,8 @@ func (r *raw) setLk(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fuse.Statu
 	return r.status("setlk", err)
 }
 
-// lost reports, once, that locks taken through an open file were lost.
-func (r *raw) lost(f *file) bool {
+// lost reports that locks taken through an open file were lost; with told once.
+func (r *raw) lost(f *file, told bool) bool {
 	if r.loser == nil || !f.locks.Load() {
 		return false
 	}
@@ -91,7 +98,7 @@ func (r *raw) lost(f *file) bool {
 	defer f.mu.Unlock()
 	was := false
 	for o := range f.owners {
-		was = r.loser.LostLock(f.n.oid, r.owner(o)) || was
+		was = r.loser.LostLock(f.n.oid, o, told) || was
 	}
 	return was
 }

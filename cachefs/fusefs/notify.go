@@ -263,9 +263,35 @@ func (w *work) tell() {
 // was called. Names it does not wait for, which could wait for the caller: their
 // entries expire. A kernel that cannot do that still has them for a moment.
 func (q *queue) barrier(c *call) {
-	q.mu.Lock()
-	var wait []chan struct{}
 	names := false
+	// A node whose contents were replaced has its names queued only then.
+	const rounds = 3
+	for range rounds {
+		wait, named := q.ask()
+		names = names || named
+		if len(wait) == 0 {
+			break
+		}
+		for _, ch := range wait {
+			select {
+			case <-ch:
+			case <-c.Done():
+				return
+			case <-q.stop:
+				return
+			}
+		}
+	}
+	if names && q.epoch.Load() {
+		q.expire()
+	}
+}
+
+// ask has it told when what waits for objects has been done. names: there are
+// names that wait.
+func (q *queue) ask() (wait []chan struct{}, names bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	for _, w := range q.work {
 		if len(w.names) > 0 || w.naming || w.all {
 			names = true
@@ -275,19 +301,7 @@ func (q *queue) barrier(c *call) {
 		w.told = append(w.told, ch)
 		wait = append(wait, ch)
 	}
-	q.mu.Unlock()
-	if names && q.epoch.Load() {
-		q.expire()
-	}
-	for _, ch := range wait {
-		select {
-		case <-ch:
-		case <-c.Done():
-			return
-		case <-q.stop:
-			return
-		}
-	}
+	return wait, names
 }
 
 // do sends the notifications for one node.

@@ -1,5 +1,5 @@
 // Package feed is what travels over the journal extension: the request lines
-// and frames of /.mezzo/feed, snapshot and reint. It is a codec only: no I/O,
+// lines and frames of /.mezzo/feed, snapshot, reint and permit. It is a codec only: no I/O,
 // no goroutines.
 //
 // A reader of feed or snapshot writes one request line (Request,

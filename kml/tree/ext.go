@@ -79,9 +79,9 @@ type Pinner interface {
 }
 
 // LockLoser is an FS whose locks are another host's to give, and which can lose
-// them. LostLock reports, once, that the locks an owner had on an object were
-// lost: what is done through the descriptor they were taken with is then EIO. A
-// front end finds it by assertion and asks before each such operation.
+// them. LostLock reports that the locks an owner had on an object were lost; with
+// told it does so once. A front end finds it by assertion and asks before what is
+// done through the descriptor that the locks were taken with, which is EIO then.
 type LockLoser interface {
-	LostLock(oid kml.OID, o LockOwner) bool
+	LostLock(oid kml.OID, o LockOwner, told bool) bool
 }

@@ -12,6 +12,9 @@
 //	reint.go session.go check.go stage.go
 //	                          a client's changes, and contents on their way
 //	mend.go                   contents of damaged files that a client still has
+//	permit.go leases.go guard.go
+//	                          locks and leases of clients, and the tree as the
+//	                          master's other front ends change it
 //	version.go text.go clients.go
 //
 // What the files of the extension say is in mezzo-9p(7).
@@ -28,7 +31,7 @@
 //
 // # Streams
 //
-// feed, snapshot and reint are read by offset, and the last answer can be read
+// feed, snapshot, reint and permit are read by offset, and the last answer can be read
 // again. A read that waits ends with its request's context, with its fid, and
 // with the Journal; it holds no lock but its stream's turn, and its extFile.mu
 // for reading. A session of reint applies records in a goroutine of its own, so
@@ -39,6 +42,7 @@
 //
 // File.mu and extFile.mu are held for reading while their handle is used and for
 // writing to open and close it; a lock that waits holds neither. Below them are
-// Journal.smu, clients.mu above client.mu, stage.mu, mending.mu, textLog.mu, and the locks
+// Journal.smu, permitHandle.mu, clients.mu above client.mu, leases.mu, stage.mu,
+// mending.mu, textLog.mu, outbox.mu, and the locks
 // of the FS. File.placeMu and lockHolder.mu are innermost.
 package export

@@ -27,6 +27,16 @@ func (g guarded) names(ctx context.Context, folders ...kml.OID) (leave func(), e
 	return g.l.enter(ctx, 0, touch{names: folders})
 }
 
+// exclusive is names for a change by which programs exclude each other: what others
+// did before shows from then on.
+func (g guarded) exclusive(ctx context.Context, what touch) (leave func(), err error) {
+	leave, err = g.l.enter(ctx, 0, what)
+	if err == nil {
+		tree.CaughtUp(ctx)
+	}
+	return leave, err
+}
+
 // object lets a change of an object through.
 func (g guarded) object(ctx context.Context, oid kml.OID) (leave func(), err error) {
 	return g.l.enter(ctx, 0, touch{objs: []kml.OID{oid}})
@@ -34,7 +44,7 @@ func (g guarded) object(ctx context.Context, oid kml.OID) (leave func(), err err
 
 // Create is tree.FS's.
 func (g guarded) Create(ctx context.Context, c *tree.Cred, parent kml.OID, name string, flags int, mode uint32) (tree.Attr, tree.Handle, error) {
-	leave, err := g.names(ctx, parent)
+	leave, err := g.exclusive(ctx, touch{names: []kml.OID{parent}})
 	if err != nil {
 		return tree.Attr{}, nil, err
 	}
@@ -48,7 +58,7 @@ func (g guarded) Create(ctx context.Context, c *tree.Cred, parent kml.OID, name 
 
 // Mkdir is tree.FS's.
 func (g guarded) Mkdir(ctx context.Context, c *tree.Cred, parent kml.OID, name string, mode uint32) (tree.Attr, error) {
-	leave, err := g.names(ctx, parent)
+	leave, err := g.exclusive(ctx, touch{names: []kml.OID{parent}})
 	if err != nil {
 		return tree.Attr{}, err
 	}
@@ -58,7 +68,7 @@ func (g guarded) Mkdir(ctx context.Context, c *tree.Cred, parent kml.OID, name s
 
 // Symlink is tree.FS's.
 func (g guarded) Symlink(ctx context.Context, c *tree.Cred, parent kml.OID, name, target string) (tree.Attr, error) {
-	leave, err := g.names(ctx, parent)
+	leave, err := g.exclusive(ctx, touch{names: []kml.OID{parent}})
 	if err != nil {
 		return tree.Attr{}, err
 	}
@@ -68,7 +78,7 @@ func (g guarded) Symlink(ctx context.Context, c *tree.Cred, parent kml.OID, name
 
 // Mknod is tree.FS's.
 func (g guarded) Mknod(ctx context.Context, c *tree.Cred, parent kml.OID, name string, mode uint32, rdev uint64) (tree.Attr, error) {
-	leave, err := g.names(ctx, parent)
+	leave, err := g.exclusive(ctx, touch{names: []kml.OID{parent}})
 	if err != nil {
 		return tree.Attr{}, err
 	}
@@ -78,7 +88,7 @@ func (g guarded) Mknod(ctx context.Context, c *tree.Cred, parent kml.OID, name s
 
 // Link is tree.FS's.
 func (g guarded) Link(ctx context.Context, c *tree.Cred, oid, parent kml.OID, name string) (tree.Attr, error) {
-	leave, err := g.l.enter(ctx, 0, touch{names: []kml.OID{parent}, objs: []kml.OID{oid}})
+	leave, err := g.exclusive(ctx, touch{names: []kml.OID{parent}, objs: []kml.OID{oid}})
 	if err != nil {
 		return tree.Attr{}, err
 	}
@@ -108,7 +118,13 @@ func (g guarded) Rmdir(ctx context.Context, c *tree.Cred, parent kml.OID, name s
 
 // Rename is tree.FS's.
 func (g guarded) Rename(ctx context.Context, c *tree.Cred, parent kml.OID, name string, newParent kml.OID, newName string, flags uint32) error {
-	leave, err := g.names(ctx, parent, newParent)
+	enter := g.names
+	if flags&unix.RENAME_NOREPLACE != 0 {
+		enter = func(ctx context.Context, dirs ...kml.OID) (func(), error) {
+			return g.exclusive(ctx, touch{names: dirs})
+		}
+	}
+	leave, err := enter(ctx, parent, newParent)
 	if err != nil {
 		return err
 	}

@@ -88,7 +88,6 @@ func (p *permits) acquire(ctx context.Context, key leaseKey) (l *heldLease, err 
 		if l, err = p.take(ctx, key); err != nil {
 			return nil, err
 		}
-		tree.CaughtUp(ctx)
 		return l, p.reached(ctx, l)
 	}
 }
@@ -222,12 +221,10 @@ func (p *permits) flush(l *heldLease) error {
 	return err
 }
 
-// covers reports whether a change is one that is made under the lease.
+// covers reports whether a change is one that the lease protects: all that is done
+// between making a name and taking it away, but for large contents on their way.
 func (l *heldLease) covers(r *kml.Record) bool {
-	if l.key.kind == feed.LeaseWrite {
-		return true
-	}
-	return r.Parent == l.key.oid || r.Op == kml.OpRename && r.NewParent == l.key.oid
+	return l.key.kind == feed.LeaseWrite || r.Op != kml.OpStore || r.Attr.Size <= settleMost
 }
 
 // inherit gives the client, with the names of a folder, those of a folder that is
@@ -296,6 +293,7 @@ func (c *Client) claim(ctx context.Context, up *upstream, r *kml.Record) error {
 		return c.submit(ctx, r)
 	}
 	defer up.permits.unpin(l)
+	tree.CaughtUp(ctx) // who held the name before may have changed what it stands for
 	e, err := c.cache.Change(ctx, r, nil)
 	if err == nil && r.Op == kml.OpMkdir {
 		up.permits.inherit(l, e)

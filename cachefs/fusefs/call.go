@@ -158,6 +158,6 @@ func (r *raw) panicked(v any) fuse.Status {
 // master.
 func (r *raw) caughtUp(c *call) {
 	if c.caught.Load() {
-		r.queue.barrier(c)
+		r.queue.barrier(c, false)
 	}
 }

@@ -252,7 +252,9 @@ func (r *raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint
 	defer c.end()
 	if f.ext != nil {
 		n, err := f.ext.WriteAt(c, data, int64(in.Offset))
-		r.caughtUp(c)
+		if c.caught.Load() {
+			r.queue.barrier(c, true)
+		}
 		return uint32(n), r.status("write", err)
 	}
 	if f.h == nil {

@@ -84,7 +84,7 @@ func (r *raw) setLk(cancel <-chan struct{}, in *fuse.LkIn, wait bool) fuse.Statu
 	}
 	err := r.fs.SetLock(c, n.oid, l, wait)
 	if err == nil && l.Type != unix.F_UNLCK {
-		r.queue.barrier(c) // what the lock protects is read as it is now
+		r.queue.barrier(c, true) // what the lock protects is read as it is now
 	}
 	return r.status("setlk", err)
 }

@@ -260,14 +260,15 @@ func (w *work) tell() {
 }
 
 // barrier comes back when the kernel has nothing older than what was queued when it
-// was called. Names it does not wait for, which could wait for the caller: their
-// entries expire. A kernel that cannot do that still has them for a moment.
-func (q *queue) barrier(c *call) {
+// was called. With all it waits for names too; else, since they could wait for the
+// caller, their entries expire. A kernel that cannot do that still has them for a
+// moment.
+func (q *queue) barrier(c *call, all bool) {
 	names := false
 	// A node whose contents were replaced has its names queued only then.
 	const rounds = 3
 	for range rounds {
-		wait, named := q.ask()
+		wait, named := q.ask(all)
 		names = names || named
 		if len(wait) == 0 {
 			break
@@ -287,13 +288,13 @@ func (q *queue) barrier(c *call) {
 	}
 }
 
-// ask has it told when what waits for objects has been done. names: there are
-// names that wait.
-func (q *queue) ask() (wait []chan struct{}, names bool) {
+// ask has it told when what waits for objects, or with all, has been done. names:
+// there are names that wait and were left out.
+func (q *queue) ask(all bool) (wait []chan struct{}, names bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, w := range q.work {
-		if len(w.names) > 0 || w.naming || w.all {
+		if !all && (len(w.names) > 0 || w.naming || w.all) {
 			names = true
 			continue
 		}

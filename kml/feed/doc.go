@@ -1,6 +1,6 @@
-// Package feed is what travels over the journal extension: the request lines
-// lines and frames of /.mezzo/feed, snapshot, reint and permit. It is a codec only: no I/O,
-// no goroutines.
+// Package feed is what travels over the journal extension: the lines and frames of
+// /.mezzo/feed, snapshot, reint and permit. It is a codec only: no I/O, no
+// goroutines.
 //
 // A reader of feed or snapshot writes one request line (Request,
 // SnapshotRequest) and reads frames. A client of reint writes and reads
@@ -19,6 +19,8 @@
 //	          <-  SnapBegin, Entry or EntryData ..., SnapEnd
 //	reint     ->  Hello, Batch ...
 //	          <-  Welcome, Result ...
+//	permit    ->  Ask, a line each
+//	          <-  Reply, a line each
 //
 // Any answer may be a Failure instead, which ends the stream.
 //

@@ -223,6 +223,9 @@ func (c *Client) Close(ctx context.Context) error {
 				err = errors.Join(err, e)
 			}
 		}
+		if up := c.current(); up != nil {
+			up.goodbye(ctx)
+		}
 		c.lists.mu.Lock() // nothing begins after this that is not waited for
 		c.cancel()
 		c.lists.mu.Unlock()

@@ -228,6 +228,23 @@ func (p *permits) await(ctx context.Context, q feed.Ask, reply chan feed.Reply) 
 	}
 }
 
+// goodbye gives up what the client was promised, and comes back when the master has
+// answered all that was asked, or ctx or the link ends.
+func (u *upstream) goodbye(ctx context.Context) {
+	if !u.sends() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	reply := make(chan feed.Reply, 1)
+	u.permits.post(feed.Ask{Verb: feed.AskBye}, reply)
+	select {
+	case <-reply:
+	case <-ctx.Done():
+	case <-u.ctx.Done():
+	}
+}
+
 // valid reports whether what was promised still holds. mu is held.
 func (p *permits) valid() bool { return p.up.ctx.Err() == nil && boottime() < p.good }
 

@@ -30,7 +30,8 @@ lint:
 	go vet ./...
 	go tool staticcheck ./...
 
-# Copies beside cp and rsync, on the disk of SCRATCH.
+# Replication beside cp, rsync, Unison and lsyncd, those that are installed, on the
+# disk of SCRATCH; smaller with FILES=, MIB=, ROUNDS=, CREATES=, REPLICAS=.
 SCRATCH ?= /tmp
 bench-replicate: all
 	./testscripts/bench_replicate.sh "$$PWD/mezzo" $(SCRATCH)

@@ -59,7 +59,8 @@ type MissingFile struct {
 }
 
 const (
-	hoardFiles = 8    // that are fetched, and folders listed, at a time
+	hoardFiles = 32   // small ones that are fetched, and folders listed, at a time
+	hoardLarge = 2    // files over headMax that are fetched at a time
 	maxMissing = 1000 // of which a list tells
 	// hoardPause is between two walks, or hoardRest times what the last one took.
 	hoardPause = 200 * time.Millisecond
@@ -366,6 +367,7 @@ func (c *Client) hoardFetch(asked int) error {
 	h.mu.Unlock()
 	g, ctx := errgroup.WithContext(c.ctx)
 	g.SetLimit(hoardFiles)
+	large := make(chan struct{}, hoardLarge)
 	var mu sync.Mutex
 	var bad error
 	for _, oid := range oids {
@@ -375,7 +377,14 @@ func (c *Client) hoardFetch(asked int) error {
 		if other || ctx.Err() != nil {
 			break
 		}
+		slot := c.expected(oid) == 0
+		if slot {
+			large <- struct{}{} // each takes many requests of its own
+		}
 		g.Go(func() error {
+			if slot {
+				defer func() { <-large }()
+			}
 			err := c.cache.Bring(ctx, oid)
 			switch {
 			case errors.Is(err, syscall.EHOSTDOWN):

@@ -38,7 +38,8 @@ type ReplicaOptions struct {
 	Fetches int
 	// Choose says what of the fileset is kept; nil is all.
 	Choose *tree.Choice
-	// SameChoice and Whole are as in tree.ReplicaOptions.
+	// Owners, SameChoice and Whole are as in tree.ReplicaOptions.
+	Owners            *tree.OwnerMap
 	SameChoice, Whole bool
 	// NoWatch leaves local edits to be found at the next start.
 	NoWatch bool
@@ -213,7 +214,7 @@ func (r *Replica) connectAs(ctx context.Context, o *Options) (_ *upstream, err e
 func (r *Replica) openTree(fileset string) error {
 	t, err := tree.OpenReplica(r.o.Dir, tree.ReplicaOptions{
 		Options: tree.Options{Now: r.o.Now, Logger: r.log, NoWatch: r.o.NoWatch, RetainSize: r.o.RetainSize, RetainAge: r.o.RetainAge},
-		Fileset: fileset, Upstream: r.o.Addr, Lack: r.want.add, Choose: r.o.Choose, SameChoice: r.o.SameChoice, Whole: r.o.Whole,
+		Fileset: fileset, Upstream: r.o.Addr, Lack: r.want.add, Choose: r.o.Choose, Owners: r.o.Owners, SameChoice: r.o.SameChoice, Whole: r.o.Whole,
 	})
 	if err != nil {
 		return err

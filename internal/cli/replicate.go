@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,6 +31,7 @@ type replicateFlags struct {
 	exclude  []string
 	maxSize  sizeFlag
 	atomic   string
+	owners   []string
 	retain   retainFlags
 }
 
@@ -51,6 +53,7 @@ func (a *app) replicateCommand() *cobra.Command {
 	f.StringArrayVar(&flags.only, "only", nil, "keep files that match `GLOB` alone; may be given several times")
 	f.StringArrayVar(&flags.exclude, "exclude", nil, "keep nothing that matches `GLOB`, or is below; may be given several times")
 	f.Var(&flags.maxSize, "max-size", "keep no files larger than `SIZE`, such as 100M")
+	f.StringArrayVar(&flags.owners, "map", nil, "give files of the user or group FROM to TO, by the `RULE` uid:FROM=TO or gid:FROM=TO; may be given several times")
 	f.StringVar(&flags.atomic, "atomic", "auto", "replace files whole: `WHEN` is auto (not large ones that change a little) or always")
 	flags.retain = defaultRetain()
 	f.Var(&flags.retain.size, "retain-size", "keep the last `SIZE` of the log at least, such as 512M")
@@ -79,6 +82,20 @@ func (f *replicateFlags) choice() (*tree.Choice, error) {
 	return c, nil
 }
 
+// ownerMap is what the flags say of owners.
+func (f *replicateFlags) ownerMap() (*tree.OwnerMap, error) {
+	m := new(tree.OwnerMap)
+	for _, rule := range f.owners {
+		if err := m.Add(rule); err != nil {
+			return nil, &usageError{fmt.Errorf("--map: %w", err)}
+		}
+	}
+	if len(f.owners) > 0 && os.Geteuid() != 0 {
+		return nil, &problem{Thing: "--map", Err: errors.New("only root may give files away"), Remedy: "leave it out: all files are then yours"}
+	}
+	return m, nil
+}
+
 func (a *app) replicate(ctx context.Context, where, dir string, flags *replicateFlags) error {
 	addr, err := masterAddress(where, a.env.Getenv)
 	if err != nil {
@@ -97,6 +114,9 @@ func (a *app) replicate(ctx context.Context, where, dir string, flags *replicate
 		return usagef("--atomic %s: is auto or always", flags.atomic)
 	}
 	o := cachefs.ReplicaOptions{Dir: dir, Addr: addr.String(), Logger: a.log, Choose: choice, Whole: flags.atomic == "always"}
+	if o.Owners, err = flags.ownerMap(); err != nil {
+		return err
+	}
 	o.RetainSize, o.RetainAge = flags.retain.policy()
 	rep, err := a.openReplica(ctx, addr, addrs, flags.insecure, o)
 	if err != nil {

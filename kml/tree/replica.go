@@ -33,7 +33,10 @@ type ReplicaOptions struct {
 	Lack func(kml.OID)
 	// Choose says what of the fileset is kept here; nil is all of it.
 	Choose *Choice
-	// SameChoice takes the choice that the replica was opened with last instead.
+	// Owners says whose files are here; nil: the same numbers as at the master.
+	Owners *OwnerMap
+	// SameChoice takes the choice and the owners that the replica was opened with
+	// last instead.
 	SameChoice bool
 	// Whole has large files replaced whole that could be patched where they lie.
 	Whole bool
@@ -69,8 +72,9 @@ type Replica struct {
 	unsure   []kml.OID // objects to be adopted again when the doubt ends; of who applies
 
 	applied   atomic.Uint64 // see Applied
-	wholeOnly bool          // no file is patched where it lies
-	patched   atomic.Int64  // files that were, since the start
+	owners    OwnerMap
+	wholeOnly bool         // no file is patched where it lies
+	patched   atomic.Int64 // files that were, since the start
 
 	cmu    sync.Mutex // a commit
 	synced kml.Position
@@ -127,6 +131,9 @@ func OpenReplica(dir string, o ReplicaOptions) (*Replica, error) {
 	r.wholeOnly = o.Whole
 	t.replica = r
 	if err = r.choose(o.Choose, o.SameChoice); err == nil {
+		err = r.mapOwners(o.Owners, o.SameChoice)
+	}
+	if err == nil {
 		err = r.open()
 	}
 	if err != nil {

@@ -276,6 +276,7 @@ func (r *Replica) forgive() node.Skip { return node.Forgive(r.skip) }
 // dress gives what p stands for an object's attributes. What it is made by
 // belongs to this process so far.
 func (r *Replica) dress(p node.At, a kml.Attr, xs []kml.Xattr) error {
+	a = r.here(a)
 	m := kml.MaskMode | kml.MaskMtime
 	if a.UID != r.uid {
 		m |= kml.MaskUID
@@ -346,13 +347,4 @@ func (r *Replica) openObject(o *Object) (fd int, n Name, err error) {
 		err = e
 	}
 	return -1, Name{}, err
-}
-
-// ownerHere is which owner and group an object has in this directory: the
-// master's, or those of this process where it may not give files away.
-func (r *Replica) ownerHere(a kml.Attr) (uid, gid uint32) {
-	if !r.t.root {
-		return r.uid, r.gid
-	}
-	return a.UID, a.GID
 }

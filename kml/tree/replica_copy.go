@@ -118,7 +118,7 @@ func (c *Copy) Take(e *CopyEntry) error {
 func (c *Copy) root(e *CopyEntry) error {
 	r := c.r
 	m := kml.MaskMode | kml.MaskUID | kml.MaskGID
-	if err := node.Dress(node.At{FD: r.t.rootfd}, e.Record.Attr, m, e.Record.Xattrs, false, r.forgive()); err != nil {
+	if err := node.Dress(node.At{FD: r.t.rootfd}, r.here(e.Record.Attr), m, e.Record.Xattrs, false, r.forgive()); err != nil {
 		r.trouble(kml.RootOID, ".", "setattr", err)
 	}
 	return r.t.index.Update(func(b *Batch) error {
@@ -428,7 +428,8 @@ func holdsBytes(p place, data []byte) (bool, error) {
 // redress gives what is there the attributes it should have.
 func (c *Copy) redress(p place, in *inode, rec *kml.Record) (*inode, error) {
 	have := kmlAttr(&in.st)
-	m := changed(have, rec.Attr)
+	want := c.r.here(rec.Attr)
+	m := differing(have, want)
 	if rec.Op == kml.OpMkdir || in.st.Size != rec.Attr.Size && rec.Op == kml.OpCreate {
 		m &^= kml.MaskMtime // at the end; with the contents
 	}
@@ -445,7 +446,7 @@ func (c *Copy) redress(p place, in *inode, rec *kml.Record) (*inode, error) {
 	if m == 0 && len(extra)+len(missing) == 0 {
 		return in, nil
 	}
-	if err := node.Dress(node.At{FD: p.fd}, rec.Attr, m, missing, rec.Op == kml.OpSymlink, c.r.forgive()); err != nil {
+	if err := node.Dress(node.At{FD: p.fd}, want, m, missing, rec.Op == kml.OpSymlink, c.r.forgive()); err != nil {
 		return nil, err
 	}
 	return inodeOf(p.fd)

@@ -141,7 +141,7 @@ func (r *Replica) redressLocked(o *Object, xs []kml.Xattr) error {
 	}
 	want := o.Attr
 	want.UID, want.GID = r.ownerHere(o.Attr)
-	m := changed(kmlAttr(&st), want)
+	m := differing(kmlAttr(&st), want)
 	symlink := o.Attr.Mode&unix.S_IFMT == unix.S_IFLNK
 	if o.Attr.Mode&unix.S_IFMT == unix.S_IFREG && !o.Whole {
 		m &^= kml.MaskMtime

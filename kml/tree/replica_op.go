@@ -137,7 +137,7 @@ func (r *Replica) adoptFolder(dirfd int, name string, a kml.Attr, xs []kml.Xattr
 		return nil, nil
 	}
 	m := kml.MaskMode | kml.MaskUID | kml.MaskGID | kml.MaskMtime
-	if err := node.Dress(node.At{FD: p.fd}, a, m, xs, false, r.forgive()); err != nil {
+	if err := node.Dress(node.At{FD: p.fd}, r.here(a), m, xs, false, r.forgive()); err != nil {
 		return nil, err
 	}
 	return inodeOf(p.fd)
@@ -515,7 +515,7 @@ func (r *Replica) attribute(rec *kml.Record) ([]change, error) {
 		if o.Attr.Mode&unix.S_IFMT == unix.S_IFREG && !o.Whole {
 			m &^= kml.MaskMtime // of the contents that come
 		}
-		err = node.Dress(p, rec.Attr, m, nil, o.Attr.Mode&unix.S_IFMT == unix.S_IFLNK, skip)
+		err = node.Dress(p, r.here(rec.Attr), m, nil, o.Attr.Mode&unix.S_IFMT == unix.S_IFLNK, skip)
 	}
 	c := change{oid: o.OID, keep: true, lookUp: true}
 	var st unix.Statx_t

@@ -201,7 +201,9 @@ func (r *Replica) revertChange(dirfd int, n Name, p place, wrote bool) error {
 
 // revertAttrs gives an object the attributes it has at the master.
 func (r *Replica) revertAttrs(p place, o *Object, st *unix.Statx_t) error {
-	m := changed(kmlAttr(st), o.Attr)
+	want := o.Attr
+	want.UID, want.GID = r.ownerHere(o.Attr)
+	m := differing(kmlAttr(st), want)
 	if !r.t.root {
 		m &^= kml.MaskUID | kml.MaskGID
 	}
@@ -210,7 +212,7 @@ func (r *Replica) revertAttrs(p place, o *Object, st *unix.Statx_t) error {
 	}
 	if m != 0 {
 		r.reverted.Add(1)
-		if err := node.Dress(node.At{FD: p.fd}, o.Attr, m, nil, o.Attr.Mode&unix.S_IFMT == unix.S_IFLNK, r.forgive()); err != nil {
+		if err := node.Dress(node.At{FD: p.fd}, want, m, nil, o.Attr.Mode&unix.S_IFMT == unix.S_IFLNK, r.forgive()); err != nil {
 			return err
 		}
 		if err := unix.Statx(p.fd, "", unix.AT_EMPTY_PATH, statxMask, st); err != nil {

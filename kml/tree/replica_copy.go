@@ -365,6 +365,9 @@ func (c *Copy) overFile(dirfd int, p place, in *inode, known *Object, e *CopyEnt
 	if err != nil {
 		return ch, false, err
 	}
+	if err := r.keepLost(p, known, e.DataVersion, &in.st); err != nil {
+		r.t.logger.Warn("a version that the master may have lost is not kept", "fileset", r.t.dir, "oid", rec.OID, "err", err)
+	}
 	if c.cut && known != nil && known.Whole {
 		return ch, true, r.aside(dirfd, n.Name, n, lostWhy)
 	}
@@ -377,9 +380,6 @@ func (c *Copy) overFile(dirfd int, p place, in *inode, known *Object, e *CopyEnt
 	}
 	// It may be the same, or nearly: what is fetched is compared with it first.
 	ch.lacks = true
-	if err := r.keepLost(p, known, e.DataVersion, &in.st); err != nil {
-		r.t.logger.Warn("a version that the master may have lost is not kept", "fileset", r.t.dir, "oid", rec.OID, "err", err)
-	}
 	edited := known == nil || r.edited(known, &in.st)
 	if ch.inode, err = c.redress(p, in, rec); err == nil && edited {
 		ch.inode.st.Size = ^uint64(0) // replaced, it is put aside

@@ -13,8 +13,7 @@
 //	man                  the manual pages, embedded in the program
 //
 //	cachefs              the client: cache, follow, fill, push
-//	cachefs/conflicts    the open conflicts of a host, with the bytes that are kept;
-//	                     like cachefs/merge made for kml/conflict, and not in use yet
+//	cachefs/conflicts    the open conflicts of a host, with the bytes that are kept
 //	cachefs/merge        two versions of a file joined, by a rule or a program
 //	cachefs/fusefs       any tree as a FUSE mount
 //	p9srv                the 9P server engine; knows no log
@@ -28,8 +27,7 @@
 //	kml/local            a host's own changes that its master has not taken yet
 //	kml/conflict         what becomes of a host's change when the master's tree has
 //	                     moved on: the table, the policies; conflicttest is a
-//	                     master and clients in memory, and the table of tests. The
-//	                     client does not go by it yet: cachefs settles by itself
+//	                     master and clients in memory, and the table of tests
 //	kml/glob             patterns for paths
 //	kml/chunks           the contents of a file as a tree of hashes, to be compared from afar
 //	kml/feed             the frames of feed, snapshot and reintegration

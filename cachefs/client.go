@@ -7,10 +7,14 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/mezzofs/mezzo/cachefs/conflicts"
+	"github.com/mezzofs/mezzo/cachefs/merge"
 	"github.com/mezzofs/mezzo/kml"
+	"github.com/mezzofs/mezzo/kml/conflict"
 	"github.com/mezzofs/mezzo/kml/tree"
 )
 
@@ -59,6 +63,10 @@ type Options struct {
 	// Sync, changes by which programs exclude each other) is sent at once, with
 	// all before it.
 	Aging time.Duration
+
+	// Programs are the merge programs of this host, by name: a policy of the fileset
+	// says where one is used, this what it is.
+	Programs merge.Programs
 
 	dial dialer    // nil: p9srv/client
 	as   *uint32   // who attaches; nil: the user of the process
@@ -109,15 +117,20 @@ type Client struct {
 	log     *slog.Logger
 	cache   *tree.Cache
 	push    pusher
-	out     *rate   // what goes to the master
-	in      *rate   // and what comes
-	pace    *pacer  // of contents that go
-	read    *pacer  // and of those that come
-	settled settled // pushLoop's
+	out     *rate  // what goes to the master
+	in      *rate  // and what comes
+	pace    *pacer // of contents that go
+	read    *pacer // and of those that come
 	lists   flights
 	hoard   hoard
 	made    made
 	locks   locks
+	rules   atomic.Pointer[conflict.Policies] // see setPolicies
+	aliases aliases
+	needs   needs
+	skew    atomic.Pointer[time.Duration] // of the master's clock
+	// conflicts is where what the tree does not show of two versions is kept.
+	conflicts *conflicts.Store
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -182,6 +195,16 @@ func Open(ctx context.Context, o Options) (*Client, error) {
 	}
 	if n := c.cache.Forgotten(); n > 0 {
 		c.note("%d changes made here just before this machine went down were not on its disk", n)
+	}
+	if err := c.loadPolicies(); err != nil {
+		return nil, errors.Join(err, c.cache.Close())
+	}
+	c.needs.init(c)
+	if c.conflicts, err = conflicts.Open(c.conflictsDir(), conflicts.Options{Now: o.Now}); err == nil {
+		err = c.oldKept()
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.cache.Close())
 	}
 	used := c.cache.State().Fileset().Upstream != ""
 	if _, err := os.Stat(c.offlinePath()); err == nil && used {

@@ -144,6 +144,7 @@ func (w *crashWorker) write(ctx context.Context, name, s string) error {
 	if err != nil {
 		return err
 	}
+	fmt.Printf("writing %d\n", uint64(a.OID))
 	body := s
 	if w.rnd.IntN(5) == 0 { // too large to go with its record
 		s = large + s
@@ -295,11 +296,23 @@ func answered(t *testing.T, m *testMaster, c *Client, lines []string, others boo
 		stores[string(sum[:])] = true
 	}
 	did := map[kml.Op]int{}
-	for _, l := range lines {
+	last := map[string]int{}
+	for i, l := range lines {
+		for _, did := range []string{"writing ", "wrote "} {
+			if text, ok := strings.CutPrefix(l, did); ok {
+				oid, _, _ := strings.Cut(text, " ")
+				last[oid] = i
+			}
+		}
+	}
+	for i, l := range lines {
 		var op uint16
 		var oid uint64
 		if text, ok := strings.CutPrefix(l, "wrote "); ok {
-			_, text, _ = strings.Cut(text, " ")
+			of, text, _ := strings.Cut(text, " ")
+			if others && i != last[of] {
+				continue // of what is in conflict the last may be all that is left
+			}
 			if strings.HasPrefix(text, large) {
 				text = strings.Repeat(text, largeTimes)
 			}

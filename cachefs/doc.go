@@ -42,8 +42,12 @@
 //
 // The master only compares: it takes a change or says that its tree is not what
 // the change was made for. Then the client, when it has caught up, settles the
-// conflict (settle.go, conflict.go): it amends the change, puts another in its
-// place, or gives it up, and later changes with it. What the master refuses for
+// conflict as package kml/conflict says: on a draft of the tree the change, and
+// those that depend on it, are amended, replaced or given up, and all of it is in
+// the local log in one step (settle.go, tree.Cache.Settle). What has to be brought
+// for it first, such as the master's bytes, or a merge program, holds up nothing
+// else. Open files go with their bytes; what the tree does not show of two versions
+// is in package conflicts. What the master refuses for
 // another reason stays in the tree and the log and is tried again; what does not
 // depend on it overtakes.
 //

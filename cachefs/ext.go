@@ -1,7 +1,6 @@
 package cachefs
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -115,23 +114,6 @@ func (c *Client) localText() []byte {
 	return b
 }
 
-// conflictsText is what was refused and the bytes that are kept.
-func (c *Client) conflictsText() []byte {
-	var b bytes.Buffer
-	for _, n := range c.Status().Notes {
-		fmt.Fprintln(&b, n)
-	}
-	dir := c.cache.State().Path("conflicts")
-	es, err := os.ReadDir(dir)
-	if err != nil {
-		return b.Bytes()
-	}
-	for _, e := range es {
-		fmt.Fprintf(&b, "kept: %q\n", dir+"/"+e.Name())
-	}
-	return b.Bytes()
-}
-
 // Ext is the folder .mezzo of a client: its own status, local and conflicts;
 // kml, log and clients are the master's.
 func (c *Client) Ext() tree.Ext { return ext{c} }
@@ -145,6 +127,7 @@ const (
 	idStatus    = 8
 	idClients   = 9
 	idConflicts = 11
+	idPolicy    = 12
 	idLocal     = 14
 	idCtl       = 15
 	idPins      = 16
@@ -170,7 +153,7 @@ func (x ext) nodes() []tree.ExtNode {
 				if err := x.c.mayRead(name, cred, flags); err != nil {
 					return nil, err
 				}
-				return x.c.farOpen(ctx, name)
+				return x.c.farOpen(ctx, name, unix.O_RDONLY)
 			}}
 	}
 	return []tree.ExtNode{
@@ -180,8 +163,21 @@ func (x ext) nodes() []tree.ExtNode {
 		text("made", idMade, x.c.madeText),
 		text("pins", idPins, x.c.pinsText),
 		x.ctlNode(),
-		far("kml", idKML, false), far("log", idLog, false), far("clients", idClients, true),
+		far("kml", idKML, false), far("log", idLog, false), far("clients", idClients, true), x.policy(),
 	}
+}
+
+// policy is the master's policy, which may be changed from here.
+func (x ext) policy() tree.ExtNode {
+	return tree.ExtNode{Name: "policy", ID: idPolicy, Mode: unix.S_IFREG | 0o644, Text: true,
+		Size: func(ctx context.Context) (uint64, error) { return x.c.farSize(ctx, "policy") },
+		Open: func(ctx context.Context, cred *tree.Cred, flags int) (tree.ExtHandle, error) {
+			// Who may change it there is whoever runs this client.
+			if err := x.c.mayRead("policy", cred, unix.O_RDONLY); err != nil {
+				return nil, err
+			}
+			return x.c.farOpen(ctx, "policy", flags&(unix.O_ACCMODE|unix.O_TRUNC))
+		}}
 }
 
 // Lookup is tree.Ext's.
@@ -235,7 +231,7 @@ type farHandle struct {
 	f  linkFile
 }
 
-func (c *Client) farOpen(ctx context.Context, name string) (*farHandle, error) {
+func (c *Client) farOpen(ctx context.Context, name string, flags int) (*farHandle, error) {
 	up, err := c.online(ctx)
 	if err != nil {
 		return nil, err
@@ -244,7 +240,7 @@ func (c *Client) farOpen(ctx context.Context, name string) (*farHandle, error) {
 	defer stop()
 	bound, cancel := context.WithTimeout(bound, callTime)
 	defer cancel()
-	f, err := up.calls.Open(bound, unix.O_RDONLY, name)
+	f, err := up.calls.Open(bound, flags, name)
 	if err != nil {
 		return nil, up.down(ctx, err)
 	}
@@ -252,7 +248,7 @@ func (c *Client) farOpen(ctx context.Context, name string) (*farHandle, error) {
 }
 
 func (c *Client) farSize(ctx context.Context, name string) (uint64, error) {
-	h, err := c.farOpen(ctx, name)
+	h, err := c.farOpen(ctx, name, unix.O_RDONLY)
 	if err != nil {
 		return 0, err
 	}
@@ -273,8 +269,16 @@ func (h *farHandle) ReadAt(ctx context.Context, p []byte, off int64) (int, error
 	return n, h.up.down(ctx, err)
 }
 
-// WriteAt is tree.ExtHandle's.
-func (h *farHandle) WriteAt(context.Context, []byte, int64) (int, error) { return 0, syscall.EBADF }
+// WriteAt is tree.ExtHandle's. The master refuses it where the file is not for
+// writing.
+func (h *farHandle) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
+	bound, stop := h.up.bind(ctx)
+	defer stop()
+	bound, cancel := context.WithTimeout(bound, callTime)
+	defer cancel()
+	n, err := h.f.WriteAt(bound, p, off)
+	return n, h.up.down(ctx, err)
+}
 
 // Attr is tree.ExtHandle's.
 func (h *farHandle) Attr() (tree.Attr, bool) { return tree.Attr{}, false }

@@ -97,6 +97,9 @@ func (c *Client) apply(r *kml.Record, buf []byte) ([]byte, error) {
 	if own != nil {
 		c.returned(own, r.Pos)
 	}
+	if r.Op == kml.OpMark && r.Mark == kml.MarkPolicy {
+		c.setPolicies(r.Value)
+	}
 	c.mu.Lock()
 	c.end = max(c.end, r.Pos)
 	c.heard = c.o.Now()
@@ -107,6 +110,8 @@ func (c *Client) apply(r *kml.Record, buf []byte) ([]byte, error) {
 func (c *Client) heartbeat(h *feed.Heartbeat) {
 	c.mu.Lock()
 	c.end, c.durable, c.heard = max(c.end, h.End), h.Durable, c.o.Now()
+	skew := c.heard.Sub(time.Unix(0, h.Time))
+	c.skew.Store(&skew)
 	c.mu.Unlock()
 	c.prune(h.Durable)
 }

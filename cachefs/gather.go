@@ -135,17 +135,28 @@ type gathering struct {
 	most  int // bytes
 	full  bool
 	held  keySet
+	stuck keySet // by what has to be settled first
 }
 
 // look puts a change into the batch, or holds it back. The caller holds p.mu.
 func (g *gathering) look(e *local.Entry) {
 	p := g.p
 	s := p.st[e.ID]
+	if _, aside := p.aside[s]; aside && s != nil {
+		g.stuck.add(e.Rec())
+		return
+	}
 	if s != nil && (s.decided || s.on == g.up) || e.Back() != 0 {
 		delete(p.again, e.ID)
 		return
 	}
 	r, raw := e.Now()
+	// What the master may have been sent, or somebody waits for, it decides on first.
+	if sent := e.Seq() != 0 || s != nil && s.waited > 0; !sent && g.stuck.holds(r) {
+		g.stuck.add(r)
+		p.again[e.ID] = true
+		return
+	}
 	if g.wait(e, s, r) {
 		g.held.add(r)
 		p.again[e.ID] = true

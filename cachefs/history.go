@@ -19,15 +19,11 @@ func (c *Client) setAsideAll(why string) error {
 			continue
 		}
 		open = append(open, e)
-		kept, err := c.setAside(e)
-		if err != nil {
+		if !e.Data {
+			lost++
+		} else if err := c.keepRefused(e, why); err != nil {
 			return err
 		}
-		if kept == "" {
-			lost++
-			continue
-		}
-		c.note("%s: %s%s", c.describe(e), why, kept)
 	}
 	if lost > 0 {
 		c.note("%d changes of names and attributes: %s", lost, why)

@@ -288,6 +288,11 @@ func (g *crowd) write(ctx context.Context, who string, fs tree.FS, dir kml.OID, 
 	if err != nil {
 		return err
 	}
+	// Of what one host writes over what it wrote itself, the last may be all that a
+	// conflict leaves.
+	if old, err := readOID(ctx, fs, a.OID); err == nil && g.flushed[old] == who {
+		delete(g.flushed, old)
+	}
 	if _, err := fs.Setattr(ctx, nil, a.OID, h, tree.SetAttr{Mask: tree.SetSize}); err != nil {
 		return errors.Join(err, h.Close())
 	}

@@ -79,7 +79,7 @@ func (c *Client) make(ctx context.Context, cred *tree.Cred, r *kml.Record, exclu
 func (c *Client) Create(ctx context.Context, cred *tree.Cred, parent kml.OID, name string, flags int, mode uint32) (tree.Attr, tree.Handle, error) {
 	for range maxTries {
 		r := c.record(cred, kml.OpCreate)
-		r.Parent, r.Name, r.Attr.Mode = parent, name, unix.S_IFREG|mode&07777
+		r.Parent, r.Name, r.Attr.Mode = c.now(parent), name, unix.S_IFREG|mode&07777
 		a, err := c.make(ctx, cred, r, flags&unix.O_EXCL != 0)
 		if err == nil {
 			// Who makes a file may write it whatever its mode says.
@@ -90,7 +90,7 @@ func (c *Client) Create(ctx context.Context, cred *tree.Cred, parent kml.OID, na
 		if !errors.Is(err, syscall.EEXIST) || flags&unix.O_EXCL != 0 {
 			return tree.Attr{}, nil, err
 		}
-		if a, err = c.cache.Lookup(ctx, cred, parent, name); errors.Is(err, syscall.ENOENT) {
+		if a, err = c.cache.Lookup(ctx, cred, c.now(parent), name); errors.Is(err, syscall.ENOENT) {
 			continue
 		}
 		if err != nil {
@@ -112,7 +112,7 @@ func (c *Client) Create(ctx context.Context, cred *tree.Cred, parent kml.OID, na
 // Mkdir is tree.FS's.
 func (c *Client) Mkdir(ctx context.Context, cred *tree.Cred, parent kml.OID, name string, mode uint32) (tree.Attr, error) {
 	r := c.record(cred, kml.OpMkdir)
-	r.Parent, r.Name, r.Attr.Mode = parent, name, unix.S_IFDIR|mode&07777
+	r.Parent, r.Name, r.Attr.Mode = c.now(parent), name, unix.S_IFDIR|mode&07777
 	return c.make(ctx, cred, r, true)
 }
 
@@ -125,7 +125,7 @@ func (c *Client) Symlink(ctx context.Context, cred *tree.Cred, parent kml.OID, n
 		return tree.Attr{}, syscall.ENAMETOOLONG
 	}
 	r := c.record(cred, kml.OpSymlink)
-	r.Parent, r.Name, r.Target, r.Attr.Mode, r.Attr.Size = parent, name, target, unix.S_IFLNK|0o777, uint64(len(target))
+	r.Parent, r.Name, r.Target, r.Attr.Mode, r.Attr.Size = c.now(parent), name, target, unix.S_IFLNK|0o777, uint64(len(target))
 	return c.make(ctx, cred, r, true)
 }
 
@@ -148,6 +148,7 @@ func (c *Client) Mknod(ctx context.Context, cred *tree.Cred, parent kml.OID, nam
 
 // Link is tree.FS's.
 func (c *Client) Link(ctx context.Context, cred *tree.Cred, oid, parent kml.OID, name string) (tree.Attr, error) {
+	oid, parent = c.now(oid), c.now(parent)
 	err := c.change(ctx, true, func() (*kml.Record, error) {
 		a, err := c.cache.Getattr(ctx, cred, oid)
 		if err != nil {
@@ -183,6 +184,7 @@ func (c *Client) Rmdir(ctx context.Context, cred *tree.Cred, parent kml.OID, nam
 }
 
 func (c *Client) remove(ctx context.Context, cred *tree.Cred, op kml.Op, parent kml.OID, name string) error {
+	parent = c.now(parent)
 	return c.change(ctx, false, func() (*kml.Record, error) {
 		a, err := c.cache.Lookup(ctx, cred, parent, name)
 		if err != nil {
@@ -224,6 +226,7 @@ func (c *Client) Rename(ctx context.Context, cred *tree.Cred, parent kml.OID, na
 	if flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 || flags == unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE {
 		return syscall.EINVAL
 	}
+	parent, newParent = c.now(parent), c.now(newParent)
 	return c.change(ctx, flags == unix.RENAME_NOREPLACE, func() (*kml.Record, error) {
 		src, err := c.cache.Lookup(ctx, cred, parent, name)
 		if err != nil {
@@ -273,6 +276,7 @@ func (c *Client) Rename(ctx context.Context, cred *tree.Cred, parent kml.OID, na
 // Setattr is tree.FS's. Times set on a file that is open-dirty go with its next
 // store; any other change is a record.
 func (c *Client) Setattr(ctx context.Context, cred *tree.Cred, oid kml.OID, h tree.Handle, s tree.SetAttr) (tree.Attr, error) {
+	oid = c.now(oid)
 	if s.Mask&tree.SetSize != 0 {
 		if err := c.cache.Truncate(ctx, cred, oid, h, s.Size); err != nil {
 			return tree.Attr{}, err
@@ -353,6 +357,7 @@ func (c *Client) Setxattr(ctx context.Context, cred *tree.Cred, oid kml.OID, nam
 	if !tree.JournaledXattr(name) {
 		return syscall.EOPNOTSUPP
 	}
+	oid = c.now(oid)
 	return c.change(ctx, false, func() (*kml.Record, error) {
 		if err := c.mayHave(ctx, oid, name); err != nil {
 			return nil, err
@@ -391,6 +396,7 @@ func (c *Client) mayHave(ctx context.Context, oid kml.OID, name string) error {
 
 // Removexattr is tree.FS's.
 func (c *Client) Removexattr(ctx context.Context, cred *tree.Cred, oid kml.OID, name string) error {
+	oid = c.now(oid)
 	return c.change(ctx, false, func() (*kml.Record, error) {
 		old, err := c.cache.Getxattr(ctx, cred, oid, name)
 		if err != nil {

@@ -38,10 +38,11 @@ type pusher struct {
 	batch  uint64
 	aging  time.Duration
 	now    func() time.Time
-	ripe   int64       // changes made until then are sent; nanoseconds since 1970
-	upTo   uint64      // changes up to this ID are sent however young they are
-	due    *time.Timer // wakes when the next is old enough
-	stuck  []*sending  // conflicts that nobody waits for, to be settled
+	ripe   int64             // changes made until then are sent; nanoseconds since 1970
+	upTo   uint64            // changes up to this ID are sent however young they are
+	due    *time.Timer       // wakes when the next is old enough
+	aside  map[*sending]bool // conflicts that wait: true while something is brought for them
+	stuck  []*sending        // conflicts that nobody waits for, to be settled
 }
 
 // sending is how far a change has got. Its fields are guarded by pusher.mu.
@@ -111,6 +112,7 @@ func (p *pusher) init() {
 	p.st = make(map[uint64]*sending)
 	p.again = make(map[uint64]bool)
 	p.upping = make(map[uint64]*upload)
+	p.aside = make(map[*sending]bool)
 	p.slots = make(chan struct{}, uploadFiles)
 	p.moved = make(chan struct{})
 }

@@ -12,42 +12,42 @@ import (
 
 // Lookup is tree.FS's.
 func (c *Client) Lookup(ctx context.Context, cred *tree.Cred, parent kml.OID, name string) (tree.Attr, error) {
-	return c.cache.Lookup(ctx, cred, parent, name)
+	return c.cache.Lookup(ctx, cred, c.now(parent), name)
 }
 
 // Parent is tree.FS's.
 func (c *Client) Parent(ctx context.Context, oid kml.OID) (kml.OID, error) {
-	return c.cache.Parent(ctx, oid)
+	return c.cache.Parent(ctx, c.now(oid))
 }
 
 // Getattr is tree.FS's.
 func (c *Client) Getattr(ctx context.Context, cred *tree.Cred, oid kml.OID) (tree.Attr, error) {
-	return c.cache.Getattr(ctx, cred, oid)
+	return c.cache.Getattr(ctx, cred, c.now(oid))
 }
 
 // Readlink is tree.FS's.
 func (c *Client) Readlink(ctx context.Context, cred *tree.Cred, oid kml.OID) (string, error) {
-	return c.cache.Readlink(ctx, cred, oid)
+	return c.cache.Readlink(ctx, cred, c.now(oid))
 }
 
 // Open is tree.FS's.
 func (c *Client) Open(ctx context.Context, cred *tree.Cred, oid kml.OID, flags int) (tree.Handle, error) {
-	return c.cache.Open(ctx, cred, oid, flags)
+	return c.cache.Open(ctx, cred, c.now(oid), flags)
 }
 
 // OpenDir is tree.FS's.
 func (c *Client) OpenDir(ctx context.Context, cred *tree.Cred, oid kml.OID) (tree.DirHandle, error) {
-	return c.cache.OpenDir(ctx, cred, oid)
+	return c.cache.OpenDir(ctx, cred, c.now(oid))
 }
 
 // Getxattr is tree.FS's.
 func (c *Client) Getxattr(ctx context.Context, cred *tree.Cred, oid kml.OID, name string) ([]byte, error) {
-	return c.cache.Getxattr(ctx, cred, oid, name)
+	return c.cache.Getxattr(ctx, cred, c.now(oid), name)
 }
 
 // Listxattr is tree.FS's.
 func (c *Client) Listxattr(ctx context.Context, cred *tree.Cred, oid kml.OID) ([]string, error) {
-	return c.cache.Listxattr(ctx, cred, oid)
+	return c.cache.Listxattr(ctx, cred, c.now(oid))
 }
 
 // Statfs is tree.FS's: the master's file system, or while it is away the one

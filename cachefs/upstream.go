@@ -154,6 +154,9 @@ func (c *Client) connect(ctx context.Context) (_ *upstream, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.rules.Load() == nil { // later changes of them come with the log
+		return up, c.fetchPolicies(ctx, up)
+	}
 	return up, nil
 }
 
@@ -216,6 +219,7 @@ func (c *Client) openFeed(ctx context.Context, up *upstream) error {
 	for try := 0; ; try++ {
 		pos, crc := c.cache.Cursor()
 		if pos == 0 || try > 0 {
+			c.rules.Store(nil) // no record said what they are
 			var err error
 			if pos, crc, err = c.startOver(ctx, up); err != nil {
 				return err

@@ -84,6 +84,7 @@ func (c *Client) submit(ctx context.Context, r *kml.Record) error {
 	no := s.decided && !applied(s.out)
 	out := s.out
 	p.mu.Unlock()
+	defer p.wake() // conflicts may have waited for it
 	if !no {
 		if err == nil && out.Pos != 0 {
 			tree.CaughtUp(ctx)

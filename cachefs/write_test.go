@@ -332,8 +332,8 @@ func TestConflictCopy(t *testing.T) {
 		}
 	}
 	equal(t, m.tree, a, b)
-	if s := a.Status(); len(s.Notes) != 1 || s.Unsent != 0 {
-		t.Errorf("%+v", s)
+	if s := a.Status(); len(a.conflicts.List()) != 1 || len(s.Notes) != 0 || s.Unsent != 0 {
+		t.Errorf("%+v, %v", s, a.conflicts.List())
 	}
 	dir, notes := a.o.Dir, a.conflictsText()
 	must(t, a.Close(ctx))
@@ -523,26 +523,5 @@ func TestLargeFileWithHoles(t *testing.T) {
 	must(t, err)
 	if len(got) != 64<<20+3 || string(got[64<<20:]) != "END" || string(got[40<<20:40<<20+6]) != "middle" {
 		t.Error(len(got))
-	}
-}
-
-func TestConflictName(t *testing.T) {
-	at := time.Date(2026, 11, 21, 6, 42, 27, 0, time.UTC)
-	for _, x := range []struct {
-		name string
-		n    int
-		want string
-	}{
-		{"a.txt", 1, "a (conflict, h, 2026-11-21 06.42.27).txt"},
-		{"a", 2, "a (conflict, h, 2026-11-21 06.42.27 2)"},
-		{".profile", 1, ".profile (conflict, h, 2026-11-21 06.42.27)"},
-		{"a (conflict, g, 2025-01-01 00.00.00).txt", 1, "a (conflict, h, 2026-11-21 06.42.27).txt"},
-		{"a (conflict, g, 2025-01-01 00.00.00)", 1, "a (conflict, h, 2026-11-21 06.42.27)"},
-		{"a (conflict, g, 2025-01-01 00.00.00 3)", 1, "a (conflict, h, 2026-11-21 06.42.27)"},
-		{strings.Repeat("x", 255), 1, strings.Repeat("x", 255-35) + " (conflict, h, 2026-11-21 06.42.27)"},
-	} {
-		if got := conflictName(x.name, "h", at, x.n); got != x.want || len(got) > 255 {
-			t.Errorf("%q: %q, want %q", x.name, got, x.want)
-		}
 	}
 }

@@ -122,6 +122,8 @@ func (m MarkKind) String() string {
 		return "site"
 	case MarkNote:
 		return "note"
+	case MarkPolicy:
+		return "policy"
 	}
 	return "mark" + strconv.Itoa(int(m))
 }

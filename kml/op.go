@@ -62,4 +62,5 @@ const (
 	MarkEpoch  MarkKind = 2 // an epoch starts: Value is its 16 random bytes, Name the reason
 	MarkSite   MarkKind = 3 // a site was enrolled: Site is its number, Name the host, Value its key hash
 	MarkNote   MarkKind = 4 // an administrator's note in Name
+	MarkPolicy MarkKind = 5 // how conflicts are settled from here on: Value is the text
 )

@@ -42,6 +42,30 @@ type Conflict struct {
 	UID   uint32       `json:"uid"` // the owner of the file: the bytes are his
 	GID   uint32       `json:"gid"`
 	Hold  bool         `json:"manual,omitempty"` // the local change waits for a person
+	Copy  string       `json:"copy,omitempty"`   // where Other was when it was found, from the root; for a person
+	Why   string       `json:"why,omitempty"`    // of what was given up: for a person
+	Key   string       `json:"key,omitempty"`    // what is added again under it takes the place of the one before
+}
+
+// String is the conflict in a line, for a person.
+func (c Conflict) String() string {
+	s := fmt.Sprintf("%d %s %s %q", c.ID, c.Time.UTC().Format(time.RFC3339), c.What, c.Path)
+	if c.Field != "" {
+		s += fmt.Sprintf(" %s ours=%q theirs=%q", c.Field, c.Mine, c.Their)
+	}
+	if c.Copy != "" {
+		s += fmt.Sprintf(" beside %q", c.Copy)
+	}
+	if c.Side != "" && (c.Bytes || c.Field != "") {
+		s += " kept " + c.Side
+	}
+	if c.Hold {
+		s += " waits"
+	}
+	if c.Why != "" {
+		s += ": " + strings.ReplaceAll(c.Why, "\n", " ")
+	}
+	return s
 }
 
 // Of is a loss as a conflict at a path; the owner and the time are the caller's.
@@ -160,45 +184,89 @@ func (s *Store) save() error {
 	return renameio.WriteFile(s.path(), b.Bytes(), 0o600)
 }
 
-// Add keeps a conflict, and the bytes of the file at path unless that is "": the
-// file is taken, which must be on the same file system. A conflict about the same
-// field of the same object takes the place of the one before. It is durable when
-// Add returns, but for the bytes, which are as durable as the file was.
+// New is a conflict to be kept, with the bytes of the file at Path unless that is "".
+type New struct {
+	Conflict
+	Path string
+}
+
+// Add keeps a conflict, and the bytes of the file at path unless that is "": see
+// AddAll.
 func (s *Store) Add(c Conflict, path string) (uint64, error) {
+	ids, err := s.AddAll([]New{{c, path}})
+	if len(ids) == 0 {
+		return 0, err
+	}
+	return ids[0], err
+}
+
+// AddAll keeps conflicts, all or none, and their bytes: the files are taken, which
+// must be on the same file system. A conflict under the key, or about the same field
+// of the same object, as one before takes its place. They are durable when AddAll
+// returns, but for the bytes, which are as durable as the files were.
+func (s *Store) AddAll(add []New) (ids []uint64, err error) {
+	if len(add) == 0 {
+		return nil, nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c.ID = s.next
-	if c.Time.IsZero() {
-		c.Time = s.o.Now().UTC()
-	}
-	if path != "" {
-		st, err := os.Stat(path)
-		if err != nil {
-			return 0, err
-		}
-		c.Bytes, c.Size = true, st.Size()
-		// It stays where it was until the list has the conflict: a crash between
-		// leaves it to the caller.
-		if err := os.Link(path, s.BytesPath(c.ID)); err != nil {
-			return 0, err
-		}
-	}
-	s.next++
 	old := s.list
-	s.list = slices.DeleteFunc(slices.Clone(old), func(o Conflict) bool {
-		return c.Field != "" && o.Field == c.Field && o.OID == c.OID && !o.Bytes
-	})
-	s.list = append(s.list, c)
-	gone := s.expire()
+	s.list = slices.Clone(old)
+	var made, again []Conflict
+	defer func() {
+		if err != nil && ids == nil {
+			s.list = old
+			err = errors.Join(err, s.unlink(made))
+		}
+	}()
+	for _, n := range add {
+		c := n.Conflict
+		c.ID = s.next
+		if c.Time.IsZero() {
+			c.Time = s.o.Now().UTC()
+		}
+		if n.Path != "" {
+			st, err := os.Stat(n.Path)
+			if err != nil {
+				return nil, err
+			}
+			c.Bytes, c.Size = true, st.Size()
+			// It stays where it was until the list has the conflict: a crash between
+			// leaves it to the caller.
+			if err := os.Link(n.Path, s.BytesPath(c.ID)); err != nil {
+				return nil, err
+			}
+			made = append(made, c)
+		}
+		s.next++
+		again = append(again, s.replaced(c)...)
+		s.list = append(s.list, c)
+	}
+	gone := append(s.expire(), again...)
 	if err := s.save(); err != nil {
-		s.list = old
-		return 0, errors.Join(err, s.unlink([]Conflict{c}))
+		return nil, err
 	}
-	if path != "" {
-		err := os.Remove(path)
-		return c.ID, errors.Join(err, s.unlink(gone))
+	var errs []error
+	for i, n := range add {
+		ids = append(ids, s.next-uint64(len(add)-i))
+		if n.Path != "" {
+			errs = append(errs, os.Remove(n.Path))
+		}
 	}
-	return c.ID, s.unlink(gone)
+	return ids, errors.Join(append(errs, s.unlink(gone))...)
+}
+
+// replaced takes what a conflict takes the place of off the list. The caller holds
+// mu.
+func (s *Store) replaced(c Conflict) (again []Conflict) {
+	s.list = slices.DeleteFunc(s.list, func(o Conflict) bool {
+		same := c.Key != "" && o.Key == c.Key || c.Field != "" && o.Field == c.Field && o.OID == c.OID && !o.Bytes
+		if same {
+			again = append(again, o)
+		}
+		return same
+	})
+	return again
 }
 
 // expire takes what is too old or too much off the list. The caller holds mu.

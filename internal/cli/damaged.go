@@ -158,16 +158,3 @@ func damagedPaths(text string) map[string]string {
 	}
 	return m
 }
-
-// writeWhole replaces a file of an extension.
-func writeWhole(ctx context.Context, x extension, name string, text []byte) error {
-	f, err := x.open(ctx, name, true)
-	if err != nil {
-		return fmt.Errorf("%s/%s: %w", stateDir, name, err)
-	}
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("%s/%s: %w", stateDir, name, err)
-	}
-	return nil
-}

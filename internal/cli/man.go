@@ -26,6 +26,7 @@ func (a *app) commands() []*cobra.Command {
 		a.statusCommand(),
 		a.scanCommand(),
 		a.damagedCommand(),
+		a.policyCommand(),
 		a.offlineCommand(),
 		a.onlineCommand(),
 		a.syncCommand(),

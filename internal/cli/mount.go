@@ -14,6 +14,7 @@ import (
 
 	"github.com/mezzofs/mezzo/cachefs"
 	"github.com/mezzofs/mezzo/cachefs/fusefs"
+	"github.com/mezzofs/mezzo/cachefs/merge"
 	"github.com/mezzofs/mezzo/kml/tree"
 )
 
@@ -217,14 +218,27 @@ func (a *app) closeClient(client *cachefs.Client) error {
 	return client.Close(ctx)
 }
 
+// mergePrograms are the programs of the user's own configuration that join files.
+func (a *app) mergePrograms() (merge.Programs, error) {
+	path, err := merge.ConfigPath(a.env.Getenv)
+	if err != nil {
+		return nil, nil // nowhere to look
+	}
+	return merge.ReadPrograms(path)
+}
+
 // openClient opens the cache that o names, or the one that is kept for what
 // addr serves, and connects.
 func (a *app) openClient(ctx context.Context, addr address, mnt string, o mountOptions) (*cachefs.Client, string, error) {
+	programs, err := a.mergePrograms()
+	if err != nil {
+		return nil, "", err
+	}
 	open := func(dir string) (*cachefs.Client, error) {
 		if inside(mnt, dir) || inside(dir, mnt) {
 			return nil, &problem{Thing: dir, Err: fmt.Errorf("holds the mount point %s, or is in it", mnt), Remedy: "keep the cache elsewhere"}
 		}
-		return cachefs.Open(ctx, cachefs.Options{Dir: dir, Addr: addr.String(), Logger: a.log, Sync: o.sync, Hard: o.hard, Bandwidth: o.bandwidth, Aging: o.aging})
+		return cachefs.Open(ctx, cachefs.Options{Dir: dir, Addr: addr.String(), Logger: a.log, Programs: programs, Sync: o.sync, Hard: o.hard, Bandwidth: o.bandwidth, Aging: o.aging})
 	}
 	if dir := o.cache; dir != "" {
 		c, err := open(dir)

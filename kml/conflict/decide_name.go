@@ -74,11 +74,12 @@ func (d *decider) aside(r *kml.Record, at Name, held kml.OID) {
 }
 
 // lone reports whether nothing that was written here belongs to an object of the
-// master's: what is written to another one may go to it.
+// master's, and it is not to be removed here, under another name maybe: what is
+// written to another one may go to it.
 func (d *decider) lone(held kml.OID, o Object) bool {
 	_, line := d.w.line[held]
 	_, based := d.w.based[held]
-	return !o.Local && !line && !d.w.copied[held] && !based && !d.s.Later(d.orig, held)
+	return !o.Local && !line && !d.w.copied[held] && !based && !d.s.Later(d.orig, held) && !d.s.Removes(d.orig, held)
 }
 
 func (d *decider) alias(from, to kml.OID) {

@@ -120,6 +120,17 @@ func (c *Concern) AddSettled(r *kml.Record) {
 	c.write[key{oid: r.OID, part: partExists}] = true
 }
 
+// Takes reports whether a record takes a name from an object and gives it none.
+func Takes(r *kml.Record, oid kml.OID) bool {
+	switch r.Op {
+	case kml.OpUnlink, kml.OpRmdir:
+		return r.OID == oid
+	case kml.OpRename:
+		return r.Victim != nil && r.Victim.OID == oid && r.Flags&kml.FlagExchange == 0
+	}
+	return false
+}
+
 // arrives is the name that a record gives its object.
 func arrives(r *kml.Record) (Name, bool) {
 	switch r.Op {

@@ -59,6 +59,10 @@ type State interface {
 	// Later reports whether a local record behind r stores contents of an object.
 	// Both are as they are in the local log, before anything was settled.
 	Later(r *kml.Record, oid kml.OID) bool
+	// Removes reports whether a local record behind r takes a name from an object to
+	// which nothing is given for it: an unlink, or a rename over it. Both are as they
+	// are in the local log.
+	Removes(r *kml.Record, oid kml.OID) bool
 	// Err is why an answer since the last call of Err is not to be trusted, such
 	// as a folder that is not listed: Settle then fails with it and may be called
 	// again.

@@ -70,6 +70,91 @@ func (l *Log) Exchange(out, in []*Entry) error {
 	return l.drop(out)
 }
 
+// Placed is a change as it is to be from now on, in its place.
+type Placed struct {
+	Entry       *Entry
+	Rec         *kml.Record
+	After, Over uint64
+}
+
+// Settle makes changes that are not frozen others, forgets some and adds some,
+// which have their IDs, in one step.
+func (l *Log) Settle(as []Placed, out, in []*Entry) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var buf []byte
+	var err error
+	for _, e := range in {
+		if buf, err = appendChange(buf, e, e.rec); err != nil {
+			return err
+		}
+	}
+	for _, a := range as {
+		if a.Entry.gone || a.Entry.raw != nil {
+			return fmt.Errorf("change %x is not to be amended: %w", a.Entry.ID, kml.ErrInvalid)
+		}
+		n := &Entry{ID: a.Entry.ID, At: a.Entry.At, After: a.After, Over: a.Over, Data: a.Entry.Data}
+		if buf, err = appendChange(buf, n, a.Rec); err != nil {
+			return err
+		}
+	}
+	for _, e := range out {
+		if !e.gone {
+			buf = appendEntry(buf, kindDone, word(e.ID))
+		}
+	}
+	if len(buf) == 0 {
+		return nil
+	}
+	if err := l.write(appendEntry(nil, kindGroup, buf)); err != nil {
+		return err
+	}
+	fault.Point("local.settled")
+	for _, e := range in {
+		l.take(e)
+	}
+	for _, a := range as {
+		l.become(a.Entry, a.Rec, a.After, a.Over)
+		l.dead += recordSize
+	}
+	return l.drop(out)
+}
+
+// Room is up to n IDs, spread out between a change and the one behind it; fewer
+// when there is no room.
+func (l *Log) Room(id uint64, n int) []uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	limit := (id/idStep + 1) * idStep
+	i, found := slices.BinarySearchFunc(l.list, id, compareID)
+	if found {
+		i++
+	}
+	if i < len(l.list) {
+		limit = min(limit, l.list[i].ID)
+	}
+	step := max(1, (limit-id)/uint64(n+1))
+	var ids []uint64
+	for k := id + step; k < limit && len(ids) < n; k += step {
+		ids = append(ids, k)
+	}
+	return ids
+}
+
+// All are all changes, in order, those behind IDs too that are reserved and not
+// appended.
+func (l *Log) All() []*Entry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make([]*Entry, 0, len(l.byID))
+	for _, e := range l.list {
+		if !e.gone {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
 // Amendment is what becomes of a change that is not frozen.
 type Amendment struct {
 	Entry *Entry

@@ -35,6 +35,10 @@ type Upstream interface {
 	// Changed says that the local log has grown. It does not block and does not
 	// call the cache.
 	Changed()
+	// Joins reports whether changes of a file on two sides are to be joined, so that
+	// what they were made from is to be kept. It may call what reads of the cache's
+	// tree, and does not block.
+	Joins(oid kml.OID) bool
 	// Settle waits until a store is kept so that a crash of the machine does not
 	// lose it, and, while the master can be reached, has been taken by it.
 	Settle(ctx context.Context, e *local.Entry) error
@@ -121,6 +125,7 @@ type Cache struct {
 	dirty     *Slots
 	locks     *lockTable
 	objects   cacheObjects
+	attic     *attic
 	watch     watchers
 	keep      keeping
 	forgotten int         // changes that a crash of the machine took
@@ -207,6 +212,9 @@ func (c *Cache) openParts() error {
 		return err
 	}
 	c.locks = newLockTable()
+	if c.attic, err = openAttic(c.state.Path("attic")); err != nil {
+		return err
+	}
 	if err := emptyDir(c.state.Path("stage")); err != nil {
 		return err
 	}

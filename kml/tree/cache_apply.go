@@ -134,6 +134,9 @@ func (c *Cache) applyCreate(r *kml.Record, crc uint32, own *local.Entry) ([]Chan
 	}
 	if o.local && o.after == own.ID {
 		o.base, o.after = kml.Base{Pos: r.Pos}, 0
+		if c.up.Joins(r.OID) {
+			c.attic.base(r.OID, r.Pos, "")
+		}
 	}
 	if !o.local {
 		c.dropVersion(o, 0)
@@ -188,8 +191,14 @@ func (c *Cache) applyStore(r *kml.Record, crc uint32, own *local.Entry) ([]Chang
 		o.local = false
 		c.unkeep(o)
 	case !o.local && old != nil:
+		if own == nil && c.changedHere(r.OID, false) {
+			c.keepBase(o, old)
+		}
 		c.dropVersion(o, old.DataVersion)
 		o.leave(old)
+	}
+	if own != nil && own.Data && !home && o.local && c.up.Joins(r.OID) {
+		c.attic.base(r.OID, r.Pos, c.log.Path(own.ID)) // what is written now is made from it
 	}
 	if own != nil && own.Data && r.Attr.Size > keepPicture {
 		_ = os.Remove(c.log.Path(own.ID)) // the version has the bytes
@@ -229,9 +238,7 @@ func (c *Cache) applyRemoving(r *kml.Record, crc uint32, own *local.Entry) ([]Ch
 	if _, err := c.index.Load().Get(oid); err == nil {
 		return changes, nil
 	}
-	if own == nil {
-		c.view.lose(old)
-	}
+	needed := own == nil && c.needed(oid, old.Attr.Mode&unix.S_IFMT == unix.S_IFDIR)
 	o := c.objects.acquire(oid)
 	defer c.objects.release(o)
 	o.mu.Lock()
@@ -241,8 +248,18 @@ func (c *Cache) applyRemoving(r *kml.Record, crc uint32, own *local.Entry) ([]Ch
 		gone.Attr.Nlink, gone.Ctime = 0, r.Time
 		o.gone = &gone
 	}
+	bytes := c.objectPath(oid, old.DataVersion)
+	if needed {
+		from := ""
+		if !o.local && old.Whole && old.Attr.Mode&unix.S_IFMT == unix.S_IFREG {
+			from = bytes
+		}
+		if err := c.attic.bury(old, from); err != nil {
+			c.logger.Warn("what the master removed is not kept for changes made here", "oid", oid, "err", err)
+		}
+	}
 	if !o.local {
-		_ = unix.Unlink(c.objectPath(oid, old.DataVersion))
+		_ = unix.Unlink(bytes)
 	}
 	return changes, nil
 }

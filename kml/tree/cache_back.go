@@ -168,22 +168,3 @@ func (c *Cache) Dirty(oid kml.OID) bool {
 	defer o.mu.RUnlock()
 	return o.dirty
 }
-
-// Lost is what an object was that the master removed and that changes made here
-// need, or nil.
-func (c *Cache) Lost(oid kml.OID) *Object {
-	c.view.mu.RLock()
-	lost := c.view.lost[oid]
-	c.view.mu.RUnlock()
-	if lost != nil {
-		return lost
-	}
-	o := c.objects.find(oid)
-	if o == nil {
-		return nil
-	}
-	defer c.objects.release(o)
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	return o.gone
-}

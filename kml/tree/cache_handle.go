@@ -5,11 +5,13 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/mezzofs/mezzo/kml"
+	"github.com/mezzofs/mezzo/kml/local"
 )
 
 // cacheHandle is an open file of a Cache. Reading keeps the version it was
@@ -17,7 +19,7 @@ import (
 // object.
 type cacheHandle struct {
 	c     *Cache
-	o     *cacheObject
+	o     atomic.Pointer[cacheObject] // another one when its bytes have gone to another object: see Cache.Settle
 	flags int
 	cred  *Cred
 
@@ -48,7 +50,8 @@ func (c *Cache) Open(ctx context.Context, cred *Cred, oid kml.OID, flags int) (H
 	if err := cred.may(obj, openRights(flags)); err != nil {
 		return nil, err
 	}
-	h := &cacheHandle{c: c, o: c.objects.acquire(oid), flags: flags, cred: cred, fd: -1}
+	h := &cacheHandle{c: c, flags: flags, cred: cred, fd: -1}
+	c.objects.attach(h, oid)
 	switch {
 	case !h.writable():
 		err = h.open(ctx)
@@ -75,15 +78,15 @@ func openRights(flags int) uint32 {
 func (h *cacheHandle) writable() bool { return h.flags&unix.O_ACCMODE != unix.O_RDONLY }
 
 // OID is Handle.OID.
-func (h *cacheHandle) OID() kml.OID { return h.o.oid }
+func (h *cacheHandle) OID() kml.OID { return h.o.Load().oid }
 
 // Pinned is Pinner.Pinned.
 func (h *cacheHandle) Pinned() bool {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	h.o.mu.RLock()
-	defer h.o.mu.RUnlock()
-	return !h.writable() && h.fd >= 0 && h.era != h.o.era
+	o := h.hold()
+	defer o.mu.RUnlock()
+	return !h.writable() && h.fd >= 0 && h.era != o.era
 }
 
 // Content is Pinner.Content.
@@ -93,9 +96,9 @@ func (h *cacheHandle) Content() uint64 {
 	if !h.writable() {
 		return h.content
 	}
-	h.o.mu.RLock()
-	defer h.o.mu.RUnlock()
-	obj, err := h.c.known(h.o)
+	o := h.hold()
+	defer o.mu.RUnlock()
+	obj, err := h.c.known(o)
 	if err != nil {
 		return 0
 	}
@@ -104,7 +107,7 @@ func (h *cacheHandle) Content() uint64 {
 
 // Attr is Handle.Attr.
 func (h *cacheHandle) Attr(ctx context.Context) (Attr, error) {
-	a, err := h.c.Getattr(ctx, nil, h.o.oid)
+	a, err := h.c.Getattr(ctx, nil, h.OID())
 	if err != nil || !h.Pinned() {
 		return a, err
 	}
@@ -124,23 +127,36 @@ func (h *cacheHandle) Attr(ctx context.Context) (Attr, error) {
 	return a, nil
 }
 
+// hold is the handle's object, with its mu held for reading: as long as it is, h
+// does not go to another.
+func (h *cacheHandle) hold() *cacheObject {
+	for {
+		o := h.o.Load()
+		o.mu.RLock()
+		if h.o.Load() == o {
+			return o
+		}
+		o.mu.RUnlock()
+	}
+}
+
 // stale is true when fd is no longer what h should use. The caller holds o.mu.
-func (h *cacheHandle) stale() bool {
+func (h *cacheHandle) stale(o *cacheObject) bool {
 	if h.fd < 0 {
 		return true
 	}
-	if h.era != h.o.era {
+	if h.era != o.era {
 		return h.writable() // a reader keeps its version
 	}
-	return h.gen != h.o.gen
+	return h.gen != o.gen
 }
 
 // ready makes fd what h should use.
 func (h *cacheHandle) ready(ctx context.Context) error {
 	h.mu.RLock()
-	h.o.mu.RLock()
-	stale := h.stale()
-	h.o.mu.RUnlock()
+	o := h.hold()
+	stale := h.stale(o)
+	o.mu.RUnlock()
 	h.mu.RUnlock()
 	if !stale {
 		return nil
@@ -152,7 +168,7 @@ func (h *cacheHandle) ready(ctx context.Context) error {
 // when a reader's open returns.
 func (h *cacheHandle) open(ctx context.Context) error {
 	for range maxCacheRetry {
-		vf, err := h.c.current(h.o)
+		vf, err := h.c.current(h.o.Load())
 		if err != nil {
 			return err
 		}
@@ -192,16 +208,16 @@ func (h *cacheHandle) open(ctx context.Context) error {
 func (h *cacheHandle) adoptLocal() (ok bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.o.mu.RLock()
-	defer h.o.mu.RUnlock()
-	if !h.o.local {
+	o := h.hold()
+	defer o.mu.RUnlock()
+	if !o.local {
 		return false, nil
 	}
-	fd, err := openObjectFile(h.c.localPath(h.o.oid), h.mode())
+	fd, err := openObjectFile(h.c.localPath(o.oid), h.mode())
 	if err != nil {
 		return false, err
 	}
-	h.use(fd, nil)
+	h.use(o, fd, nil)
 	return true, nil
 }
 
@@ -209,16 +225,16 @@ func (h *cacheHandle) adoptLocal() (ok bool, err error) {
 func (h *cacheHandle) adopt(vf *versionFile) (ok bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.o.mu.RLock()
-	defer h.o.mu.RUnlock()
-	if h.o.vf != vf {
+	o := h.hold()
+	defer o.mu.RUnlock()
+	if o.vf != vf {
 		return false, nil
 	}
 	fd, err := openObjectFile(vf.path, h.mode())
 	if err != nil {
 		return false, err
 	}
-	h.use(fd, vf)
+	h.use(o, fd, vf)
 	return true, nil
 }
 
@@ -231,8 +247,8 @@ func (h *cacheHandle) mode() int {
 
 // use makes fd the handle's. The caller holds h.mu and, for reading, o.mu, under
 // which the index changes what it says of the contents.
-func (h *cacheHandle) use(fd int, vf *versionFile) {
-	if obj, err := h.c.known(h.o); err == nil {
+func (h *cacheHandle) use(o *cacheObject, fd int, vf *versionFile) {
+	if obj, err := h.c.known(o); err == nil {
 		h.content = obj.content()
 	}
 	if h.fd >= 0 {
@@ -241,7 +257,7 @@ func (h *cacheHandle) use(fd int, vf *versionFile) {
 	if h.vf != nil {
 		h.vf.release()
 	}
-	h.fd, h.vf, h.gen, h.era = fd, vf, h.o.gen, h.o.era
+	h.fd, h.vf, h.gen, h.era = fd, vf, o.gen, o.era
 }
 
 // ReadAt is Handle.ReadAt.
@@ -292,12 +308,12 @@ func (h *cacheHandle) readOnce(ctx context.Context, p []byte, off int64) (int, e
 
 // change runs one change of contents: the object is in the dirty table before
 // it, and no store is cut in the middle of it.
-func (h *cacheHandle) change(ctx context.Context, f func(fd int) error) error {
+func (h *cacheHandle) change(ctx context.Context, f func(o *cacheObject, fd int) error) error {
 	if !h.writable() {
 		return syscall.EBADF
 	}
 	for range maxCacheRetry {
-		if err := h.c.makeDirty(ctx, h.o, h.cred, false); err != nil {
+		if err := h.c.makeDirty(ctx, h.o.Load(), h.cred, false); err != nil {
 			return err
 		}
 		if err := h.ready(ctx); err != nil {
@@ -310,17 +326,16 @@ func (h *cacheHandle) change(ctx context.Context, f func(fd int) error) error {
 	return syscall.ESTALE
 }
 
-func (h *cacheHandle) changeOnce(ctx context.Context, f func(fd int) error) (done bool, err error) {
+func (h *cacheHandle) changeOnce(ctx context.Context, f func(o *cacheObject, fd int) error) (done bool, err error) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	o := h.o
-	o.mu.RLock()
+	o := h.hold()
 	defer o.mu.RUnlock()
-	if !o.dirty || h.stale() {
+	if !o.dirty || h.stale(o) {
 		return false, nil
 	}
 	o.writes.Add(1)
-	if err := f(h.fd); err != nil {
+	if err := f(o, h.fd); err != nil {
 		return true, err
 	}
 	o.last.Store(h.c.opt.Now().UnixNano())
@@ -334,11 +349,11 @@ func (h *cacheHandle) WriteAt(ctx context.Context, p []byte, off int64) (int, er
 		return 0, syscall.EINVAL
 	}
 	n := 0
-	err := h.change(ctx, func(fd int) error {
+	err := h.change(ctx, func(o *cacheObject, fd int) error {
 		at := off
 		if h.flags&unix.O_APPEND != 0 {
-			h.o.append.Lock() // the end is looked for and written to in one
-			defer h.o.append.Unlock()
+			o.append.Lock() // the end is looked for and written to in one
+			defer o.append.Unlock()
 			var st unix.Stat_t
 			if err := unix.Fstat(fd, &st); err != nil {
 				return err
@@ -358,11 +373,21 @@ func (h *cacheHandle) truncate(ctx context.Context, size uint64) error {
 		return syscall.EFBIG
 	}
 	if size == 0 {
-		if err := h.c.makeDirty(ctx, h.o, h.cred, true); err != nil {
+		if err := h.c.makeDirty(ctx, h.o.Load(), h.cred, true); err != nil {
 			return err
 		}
 	}
-	return h.change(ctx, func(fd int) error { return unix.Ftruncate(fd, int64(size)) })
+	return h.change(ctx, func(_ *cacheObject, fd int) error { return unix.Ftruncate(fd, int64(size)) })
+}
+
+// cut is Cache.cut of the object that h belongs to.
+func (h *cacheHandle) cut() (*local.Entry, error) {
+	for {
+		o := h.o.Load()
+		if e, err := h.c.cut(o); err != nil || h.o.Load() == o {
+			return e, err
+		}
+	}
 }
 
 // Flush is Handle.Flush. With SyncClose it waits as Fsync does.
@@ -370,7 +395,7 @@ func (h *cacheHandle) Flush(ctx context.Context) error {
 	if !h.writable() {
 		return nil
 	}
-	s, err := h.c.cut(h.o)
+	s, err := h.cut()
 	if s == nil || err != nil || !h.c.opt.SyncClose {
 		return err
 	}
@@ -388,7 +413,7 @@ func (h *cacheHandle) Fsync(ctx context.Context, datasync bool) error {
 		}
 	}
 	h.mu.RUnlock()
-	s, err := h.c.cut(h.o)
+	s, err := h.cut()
 	if s == nil || err != nil {
 		return err
 	}
@@ -400,7 +425,7 @@ func (h *cacheHandle) Allocate(ctx context.Context, off, length uint64, mode uin
 	if off > 1<<63-1 || length > 1<<63-1 || length == 0 {
 		return syscall.EINVAL
 	}
-	return h.change(ctx, func(fd int) error { return unix.Fallocate(fd, mode, int64(off), int64(length)) })
+	return h.change(ctx, func(_ *cacheObject, fd int) error { return unix.Fallocate(fd, mode, int64(off), int64(length)) })
 }
 
 // Seek is Handle.Seek.
@@ -430,9 +455,9 @@ func (h *cacheHandle) Seek(ctx context.Context, off int64, whence int) (int64, e
 func (h *cacheHandle) Fd() (int, bool) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	h.o.mu.RLock()
-	defer h.o.mu.RUnlock()
-	if h.writable() || h.o.local || h.fd < 0 || h.stale() || h.vf == nil || !h.vf.complete() {
+	o := h.hold()
+	defer o.mu.RUnlock()
+	if h.writable() || o.local || h.fd < 0 || h.stale(o) || h.vf == nil || !h.vf.complete() {
 		return -1, false
 	}
 	return h.fd, true
@@ -457,7 +482,7 @@ func (h *cacheHandle) discard() {
 		h.vf = nil
 	}
 	h.mu.Unlock()
-	h.c.objects.release(h.o)
+	h.c.objects.detach(h)
 }
 
 // truncateObject is truncate(2): a size change through h, or without a handle,

@@ -29,7 +29,9 @@ type cacheObjects struct {
 // store, and any change of which file holds its bytes, hold it for writing.
 type cacheObject struct {
 	oid  kml.OID
-	refs int // guarded by cacheObjects.mu
+	refs int // guarded by cacheObjects.mu, as handles are
+	// handles are those of the references that are open files.
+	handles map[*cacheHandle]struct{}
 
 	mu      sync.RWMutex
 	local   bool           // OID.local has the bytes, and is ahead of the master
@@ -84,6 +86,45 @@ func (t *cacheObjects) acquire(oid kml.OID) *cacheObject {
 	}
 	o.refs++
 	return o
+}
+
+// attach makes h a handle of an object.
+func (t *cacheObjects) attach(h *cacheHandle, oid kml.OID) {
+	o := t.acquire(oid)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	o.add(h)
+}
+
+// add counts a handle in; the caller holds t.mu and has a reference for it.
+func (o *cacheObject) add(h *cacheHandle) {
+	if o.handles == nil {
+		o.handles = make(map[*cacheHandle]struct{})
+	}
+	o.handles[h] = struct{}{}
+	h.o.Store(o)
+}
+
+// detach gives the reference of a handle back.
+func (t *cacheObjects) detach(h *cacheHandle) {
+	t.mu.Lock()
+	o := h.o.Load()
+	delete(o.handles, h)
+	t.mu.Unlock()
+	t.release(o)
+}
+
+// pass makes the handles of one object those of another. The caller holds the mu
+// of both for writing, and a reference to each.
+func (t *cacheObjects) pass(from, to *cacheObject) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for h := range from.handles {
+		from.refs--
+		to.refs++
+		to.add(h)
+	}
+	clear(from.handles)
 }
 
 // find is acquire for an object in use; nil when it is not.
@@ -214,6 +255,9 @@ func (c *Cache) makeDirtyOnce(ctx context.Context, o *cacheObject, cred *Cred, t
 		o.slots = append(o.slots, slot)
 	}
 	fault.Point("cache.dirty")
+	if !o.local {
+		c.keepBase(o, obj)
+	}
 	if err := c.makeLocalFile(o, obj.DataVersion, trunc); err != nil {
 		if !o.dirty {
 			c.dirty.Clear(o.slots[len(o.slots)-1])

@@ -226,6 +226,8 @@ func (f *fakeMaster) OpenVersion(_ context.Context, oid kml.OID) (Source, error)
 	return &fakeSource{f, oid, vs[len(vs)-1]}, nil
 }
 
+func (f *fakeMaster) Joins(kml.OID) bool { return false }
+
 func (f *fakeMaster) Changed() {}
 
 func (f *fakeMaster) Settle(context.Context, *local.Entry) error { return nil }

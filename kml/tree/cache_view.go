@@ -27,23 +27,6 @@ type view struct {
 	objs  map[kml.OID]*objPatch
 	names map[kml.OID]map[string]*namePatch
 	times map[kml.OID]*timePatch
-	lost  map[kml.OID]*Object // what the master removed while there are changes here
-}
-
-// maxLost bounds how many removed objects are remembered.
-const maxLost = 1 << 14
-
-// lose remembers an object that the master removed. The caller holds no lock of
-// the view.
-func (v *view) lose(o *Object) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	switch {
-	case len(v.objs) == 0:
-		clear(v.lost)
-	case len(v.lost) < maxLost && (o.Attr.Mode&unix.S_IFMT == unix.S_IFDIR || v.objs[o.OID] != nil):
-		v.lost[o.OID] = o
-	}
 }
 
 // laid is a change in the view, and the record it is there with.
@@ -80,8 +63,7 @@ type timePatch struct {
 }
 
 func newView() *view {
-	return &view{objs: make(map[kml.OID]*objPatch), names: make(map[kml.OID]map[string]*namePatch), times: make(map[kml.OID]*timePatch),
-		lost: make(map[kml.OID]*Object)}
+	return &view{objs: make(map[kml.OID]*objPatch), names: make(map[kml.OID]map[string]*namePatch), times: make(map[kml.OID]*timePatch)}
 }
 
 // touched is what a record changes: objects, names, and folders by their names.

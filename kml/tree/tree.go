@@ -99,6 +99,7 @@ type Tree struct {
 	dirs     *dirCache
 	locks    *lockTable
 	sites    *sites
+	policy   policyText
 	objects  objects
 	watch    watchers
 	watcher  *watcher // nil: foreign edits are found on use
@@ -192,6 +193,9 @@ func openState(dir string, st *State, o Options) (*Tree, error) {
 	}
 	if err := t.recoverState(); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: after an unclean end: %w", dir, err), t.closeParts())
+	}
+	if err := t.openPolicy(t.ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: policy: %w", dir, err), t.closeParts())
 	}
 	if !o.NoWatch {
 		if err := t.watchDir(); err != nil {

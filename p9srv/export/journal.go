@@ -134,8 +134,8 @@ func (j *Journal) run(f func()) bool {
 	return true
 }
 
-// Numbers of the entries: parts of inode numbers, so they never change. 11 and 12
-// are kept for conflicts and policy.
+// Numbers of the entries: parts of inode numbers, so they never change. 11 is kept
+// for conflicts.
 const (
 	idKML = 1 + iota
 	idLog
@@ -148,6 +148,7 @@ const (
 	idClients
 	idPermit
 
+	idPolicy  = 12
 	idCtl     = 13
 	idDamaged = 14
 	idMend    = 15
@@ -191,6 +192,7 @@ func (j *Journal) entries() []entry {
 		{RightFollow, tree.ExtNode{Name: "digest", ID: idDigest, Mode: file | 0o666, Open: j.openDigest}},
 		{RightRead, tree.ExtNode{Name: "status", ID: idStatus, Mode: file | 0o444, Text: true, Size: textSize(j.status), Open: j.openText(RightRead, "status", j.status)}},
 		{RightFollow, tree.ExtNode{Name: "clients", ID: idClients, Mode: file | 0o444, Text: true, Size: textSize(j.clientLines), Open: j.openText(RightFollow, "clients", j.clientLines)}},
+		{RightFollow, tree.ExtNode{Name: "policy", ID: idPolicy, Mode: file | 0o644, Text: true, Size: textSize(j.t.Policy), Open: j.openPolicy}},
 		{RightFollow, tree.ExtNode{Name: "damaged", ID: idDamaged, Mode: file | 0o444, Text: true, Size: textSize(j.t.DamagedText), Open: j.openText(RightFollow, "damaged", j.t.DamagedText)}},
 		{RightWrite, tree.ExtNode{Name: "mend", ID: idMend, Mode: folder | 0o777, Dir: mendDir{j}}},
 		{RightAdmin, tree.ExtNode{Name: "ctl", ID: idCtl, Mode: file | 0o200, Open: j.openCtl}},

@@ -3,6 +3,7 @@ package export
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -271,8 +272,14 @@ func TestRightsThatAreGranted(t *testing.T) {
 			t.Error(e)
 		}
 	}
-	if got := strings.Join(names, " "); got != ". .. kml log feed snapshot oid chunks digest status clients damaged" || err != nil {
+	if got := strings.Join(names, " "); got != ". .. kml log feed snapshot oid chunks digest status clients policy damaged" || err != nil {
 		t.Fatal(got, err)
+	}
+	for _, flags := range []p9.OpenFlags{p9.ReadWrite, p9.WriteOnly, p9.ReadOnly} {
+		_, _, err := walk(t, u, tree.ExtDirName, "policy").Open(flags)
+		if want := flags != p9.ReadOnly; errors.Is(err, unix.EACCES) != want || !want && err != nil {
+			t.Errorf("policy, open %v: %v", flags, err)
+		}
 	}
 }
 

@@ -108,7 +108,7 @@ func TestKernel(t *testing.T) {
 	}
 	for _, want := range []string{
 		"role: master\n", `"hello"`, "4750 2 10 981173106\n", "unlinked\n", "data\nmore\n", "\nsame\nbig hello moved \n",
-		"chunks clients ctl damaged digest feed kml log mend oid permit reint snapshot stage status \n", "\n5\n", "\nend\n",
+		"chunks clients ctl damaged digest feed kml log mend oid permit policy reint snapshot stage status \n", "\n5\n", "\nend\n",
 	} {
 		if !strings.Contains(r.Stdout, want) {
 			t.Errorf("%q is not in\n%s\n%s", want, r.Stdout, r.Stderr)

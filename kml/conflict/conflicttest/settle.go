@@ -78,6 +78,12 @@ func (s *settling) Later(r *kml.Record, oid kml.OID) bool {
 	return slices.ContainsFunc(s.local[i+1:], func(k Change) bool { return k.Rec.Op == kml.OpStore && k.Rec.OID == oid })
 }
 
+// Removes is conflict.State's.
+func (s *settling) Removes(r *kml.Record, oid kml.OID) bool {
+	i := slices.IndexFunc(s.local, func(k Change) bool { return k.Rec == r })
+	return slices.ContainsFunc(s.local[i+1:], func(k Change) bool { return conflict.Takes(k.Rec, oid) })
+}
+
 // Err is conflict.State's.
 func (s *settling) Err() error { return nil }
 

@@ -73,15 +73,6 @@ func TestAging(t *testing.T) {
 	if n := ownRecords(t, m) - before; n > 5 {
 		t.Errorf("%d records for two files", n)
 	}
-	must(t, writeFile(ctx, c, "later", "x"))
-	_, err = c.Mkdir(ctx, nil, kml.RootOID, "excluding", 0o755)
-	must(t, err)
-	if _, err := os.Stat(filepath.Join(m.dir, "excluding")); err != nil {
-		t.Error(err)
-	}
-	if _, err := os.Stat(filepath.Join(m.dir, "later")); err != nil {
-		t.Error("what was made before is not there:", err)
-	}
 	must(t, writeFile(ctx, c, "last", "x"))
 	if _, err := os.Stat(filepath.Join(m.dir, "last")); !errors.Is(err, os.ErrNotExist) {
 		t.Error("sent at once:", err)

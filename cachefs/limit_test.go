@@ -118,8 +118,12 @@ func TestBandwidth(t *testing.T) {
 	must(t, writeBytes(ctx, c, "large", large))
 	until(t, "the upload", func() bool { return m.uploaded() > 0 })
 	timely(t, "mkdir", func() error { _, err := c.Mkdir(ctx, nil, kml.RootOID, "d", 0o755); return err })
-	if st, err := os.Stat(filepath.Join(m.dir, "d")); err != nil || !st.IsDir() {
-		t.Error("mkdir returned before the master had it:", err)
+	until(t, "the folder at the master, in front of the large file", func() bool {
+		_, err := os.Stat(filepath.Join(m.dir, "d"))
+		return err == nil
+	})
+	if st, err := os.Stat(filepath.Join(m.dir, "large")); err == nil && st.Size() == int64(len(large)) {
+		t.Error("the large file came first")
 	}
 	if err := c.SetBandwidth(100); err == nil {
 		t.Error("a limit of 100 bytes a second")

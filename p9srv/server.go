@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hugelgupf/p9/p9"
@@ -75,7 +76,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		switch {
 		case err == nil:
 			conns.Go(func() {
-				if err := s.ServeConn(ctx, c); err != nil && !errors.Is(err, ErrClosed) && ctx.Err() == nil {
+				if err := s.ServeConn(ctx, c); err != nil && !errors.Is(err, ErrClosed) && !hungUp(err) && ctx.Err() == nil {
 					s.opts.Log.Warn("9p connection ended", "peer", peerName(c), "err", err)
 				}
 			})
@@ -174,4 +175,10 @@ func peerName(c io.ReadWriteCloser) string {
 		return n.RemoteAddr().String()
 	}
 	return ""
+}
+
+// hungUp says that a connection ended because the client closed it before it had all
+// its answers, as one may that is killed or unmounted.
+func hungUp(err error) bool {
+	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 }

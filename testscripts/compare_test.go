@@ -157,6 +157,16 @@ type replayed struct {
 	names   map[placeOf]kml.OID
 }
 
+// named says that an object has a name.
+func (m *replayed) named(oid kml.OID) bool {
+	for _, o := range m.names {
+		if o == oid {
+			return true
+		}
+	}
+	return false
+}
+
 func (m *replayed) apply(r *kml.Record) error {
 	here, there := placeOf{r.Parent, r.Name}, placeOf{r.NewParent, r.NewName}
 	switch r.Op {
@@ -166,8 +176,8 @@ func (m *replayed) apply(r *kml.Record) error {
 		if _, taken := m.names[here]; taken {
 			return errors.New("the name is taken")
 		}
-		if m.objects[r.OID] != nil {
-			return errors.New("the oid is in use")
+		if m.objects[r.OID] != nil && (r.Flags&kml.FlagConflict == 0 || m.named(r.OID)) {
+			return errors.New("the oid is in use") // a conflict makes again what was removed
 		}
 		m.objects[r.OID] = &node{r.OID, r.Attr, r.Target}
 		m.names[here] = r.OID

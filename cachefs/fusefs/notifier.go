@@ -3,8 +3,10 @@ package fusefs
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"unsafe"
@@ -20,7 +22,8 @@ import (
 // descriptors of their own, with one of the connection's that reads no requests
 // (FUSE_DEV_IOC_CLONE).
 type notifier struct {
-	dev  int // the connection
+	dev  int   // the connection
+	keep []int // descriptors of a thread's own table, ascending
 	jobs chan notification
 	stop chan struct{}
 
@@ -54,7 +57,12 @@ func newNotifier(dev int) (*notifier, error) {
 	}
 	r.Close()
 	w.Close()
-	return &notifier{dev: dev, jobs: make(chan notification), stop: make(chan struct{})}, nil
+	x := &notifier{dev: dev, jobs: make(chan notification), stop: make(chan struct{})}
+	if keep, err := pollers(); err == nil && len(keep) > 0 { // else the table is shared
+		x.keep = append(keep, dev)
+		slices.Sort(x.keep)
+	}
+	return x, nil
 }
 
 // close ends the threads. The connection is gone by then: none waits in the kernel.
@@ -113,7 +121,7 @@ func (x *notifier) thread() {
 		return
 	}
 	defer x.wg.Done()
-	fd, err := ownTable(x.dev)
+	fd, err := x.ownTable()
 	if err == nil {
 		defer unix.Close(fd)
 	} else {
@@ -133,22 +141,27 @@ func (x *notifier) thread() {
 }
 
 // ownTable gives this thread a table of descriptors with nothing in it but another
-// descriptor of the connection dev, which it returns, and what Go's runtime polls
-// with from any thread. When it fails, the table is the process's, or of no harm.
-func ownTable(dev int) (int, error) {
-	if _, err := os.Stat(ownDescriptors); err != nil {
-		return -1, err
+// descriptor of the connection, which it returns, and what Go's runtime polls with
+// from any thread. When it fails, the table is the process's, or of no harm.
+func (x *notifier) ownTable() (int, error) {
+	if len(x.keep) == 0 {
+		return -1, os.ErrNotExist
 	}
 	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
 		return -1, fmt.Errorf("unshare: %w", err)
 	}
-	fd, err := cloneDev(dev)
-	keep := fd
-	if err != nil {
-		keep = dev
+	// At once: until then what others close stays open here.
+	next := 0
+	for _, fd := range x.keep {
+		if fd > next {
+			_ = unix.CloseRange(uint(next), uint(fd-1), 0)
+		}
+		next = fd + 1
 	}
-	if e := closeOthers(keep); e != nil && err == nil {
-		err = e
+	_ = unix.CloseRange(uint(next), math.MaxUint32, 0)
+	fd, err := cloneDev(x.dev)
+	if err == nil {
+		_ = unix.Close(x.dev)
 	}
 	return fd, err
 }
@@ -168,27 +181,25 @@ func cloneDev(dev int) (int, error) {
 	return fd, nil
 }
 
-const ownDescriptors = "/proc/thread-self/fd"
-
-// closeOthers closes all but keep and the poller's descriptors in this thread's
-// table.
-func closeOthers(keep int) error {
-	list, err := os.ReadDir(ownDescriptors)
+// pollers are the descriptors that Go's runtime polls with.
+func pollers() ([]int, error) {
+	const dir = "/proc/self/fd"
+	list, err := os.ReadDir(dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var fds []int
 	for _, e := range list {
 		fd, err := strconv.Atoi(e.Name())
-		if err != nil || fd == keep {
+		if err != nil {
 			continue
 		}
-		switch what, _ := os.Readlink(ownDescriptors + "/" + e.Name()); what {
+		switch what, _ := os.Readlink(dir + "/" + e.Name()); what {
 		case "anon_inode:[eventpoll]", "anon_inode:[eventfd]":
-		default:
-			_ = unix.Close(fd) // the list's own is closed already
+			fds = append(fds, fd)
 		}
 	}
-	return nil
+	return fds, nil
 }
 
 // message is a notification with a body of n bytes.

@@ -56,17 +56,17 @@ func (t *Tree) Open(ctx context.Context, c *Cred, oid kml.OID, flags int) (Handl
 	o := t.objects.acquire(oid)
 	defer t.objects.release(o)
 	for range maxRetry {
-		gen := o.still()
-		fd, content, err := t.openFile(ctx, c, oid, flags)
+		f, err := t.openFile(ctx, c, o, flags)
 		if err != nil {
 			return nil, err
 		}
-		h, ok := t.objects.handle(t, oid, fd, flags, c, gen)
+		h, ok := t.objects.handle(t, oid, f.fd, flags, c, f.gen)
+		f.release()
 		if !ok {
-			unix.Close(fd)
+			unix.Close(f.fd)
 			continue // replaced while it was opened
 		}
-		h.content.Store(content)
+		h.content.Store(f.content)
 		if flags&unix.O_TRUNC != 0 && h.writable() {
 			if err := h.truncate(ctx, 0); err != nil {
 				return nil, errors.Join(err, h.Close())
@@ -94,16 +94,23 @@ func (t *Tree) created(oid kml.OID, inode []byte, fd, flags int, c *Cred) *handl
 	}
 }
 
-// openFile opens the regular file oid as c. content is Attr.Content of what was
-// opened, or 0.
-func (t *Tree) openFile(ctx context.Context, c *Cred, oid kml.OID, flags int) (fd int, content uint64, err error) {
+// openedFile is a regular file that was opened.
+type openedFile struct {
+	fd      int
+	content uint64 // Attr.Content of it, or 0
+	gen     uint64 // the generation of its openObject, unless that has another by now
+	release func() // until then nobody replaces it, where that can be had
+}
+
+// openFile opens the regular file that o is of as c. release is to be called.
+func (t *Tree) openFile(ctx context.Context, c *Cred, o *openObject, flags int) (f openedFile, err error) {
 	if c.asProcess() && flags&unix.O_TRUNC == 0 {
-		if fd, content, ok := t.openDirect(oid, flags); ok {
-			return fd, content, nil
+		if f, ok := t.openDirect(o, flags); ok {
+			return f, nil
 		}
 	}
-	fd = -1
-	err = t.at(ctx, nil, oid, func(p place) error {
+	f = openedFile{fd: -1, gen: o.still(), release: func() {}}
+	err = t.at(ctx, nil, o.oid, func(p place) error {
 		var st unix.Stat_t
 		if err := unix.Fstat(p.fd, &st); err != nil {
 			return err
@@ -123,11 +130,11 @@ func (t *Tree) openFile(ctx context.Context, c *Cred, oid kml.OID, flags int) (f
 			}
 		}
 		return c.as(func() (err error) {
-			fd, err = unix.Open(p.path(), flags&openFlags|unix.O_CLOEXEC, 0)
+			f.fd, err = unix.Open(p.path(), flags&openFlags|unix.O_CLOEXEC, 0)
 			return err
 		})
 	})
-	return fd, 0, err
+	return f, err
 }
 
 // openFlags are what an open of a file takes from its caller.
@@ -136,26 +143,35 @@ const openFlags = unix.O_ACCMODE | unix.O_APPEND | unix.O_NOATIME
 // openDirect opens a file that nothing is known against by its name, and looks
 // afterwards whether it is the one meant. ok is false where that takes another
 // way.
-func (t *Tree) openDirect(oid kml.OID, flags int) (fd int, content uint64, ok bool) {
+func (t *Tree) openDirect(o *openObject, flags int) (f openedFile, ok bool) {
+	oid := o.oid
 	obj, err := t.index.Get(oid)
 	if err != nil || obj.Attr.Mode&unix.S_IFMT != unix.S_IFREG || len(obj.Handle) == 0 || t.suspect.Load() != nil {
-		return -1, 0, false
+		return f, false
 	}
 	if _, bad := t.damage.has(oid); bad {
-		return -1, 0, false
+		return f, false
 	}
 	mu := t.names.of(obj.Parent)
 	mu.RLock()
-	defer mu.RUnlock()
+	defer func() {
+		if !ok {
+			mu.RUnlock()
+		}
+	}()
+	gen := o.gen.Load()
+	if gen&1 != 0 {
+		return f, false
+	}
 	ref, err := t.dirs.get(obj.Parent)
 	if err != nil {
-		return -1, 0, false
+		return f, false
 	}
 	defer ref.release()
 	// What stands there instead by now must not make the open wait.
-	fd, err = unix.Openat(ref.fd, obj.Name, flags&openFlags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(ref.fd, obj.Name, flags&openFlags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, 0, false
+		return f, false
 	}
 	var st unix.Statx_t
 	if err = statAt(fd, "", &st); err == nil {
@@ -163,11 +179,11 @@ func (t *Tree) openDirect(oid kml.OID, flags int) (fd int, content uint64, ok bo
 	}
 	if err != nil {
 		unix.Close(fd)
-		return -1, 0, false
+		return f, false
 	}
 	a := Attr{Mode: unix.S_IFREG}
 	a.contentIs(obj.Handle)
-	return fd, a.Content, true
+	return openedFile{fd, a.Content, gen, mu.RUnlock}, true
 }
 
 func (h *handle) writable() bool { return h.flags&unix.O_ACCMODE != unix.O_RDONLY }
@@ -281,23 +297,23 @@ func (h *handle) follow(ctx context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for range maxRetry {
-		gen := h.obj.still()
-		if h.gen.Load() == gen {
+		if h.gen.Load() == h.obj.still() {
 			return nil
 		}
-		fd, content, err := h.t.openFile(ctx, nil, h.obj.oid, h.flags)
+		f, err := h.t.openFile(ctx, nil, h.obj, h.flags)
 		if err != nil {
 			return err
 		}
-		if h.obj.gen.Load() != gen {
-			unix.Close(fd)
+		f.release()
+		if h.obj.gen.Load() != f.gen {
+			unix.Close(f.fd)
 			continue
 		}
 		s := &h.t.objects
 		s.mu.Lock() // dup takes a descriptor under it
-		old := h.fd.Swap(int64(fd))
-		h.content.Store(content)
-		h.gen.Store(gen)
+		old := h.fd.Swap(int64(f.fd))
+		h.content.Store(f.content)
+		h.gen.Store(f.gen)
 		s.mu.Unlock()
 		unix.Close(int(old))
 	}

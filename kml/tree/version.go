@@ -41,17 +41,17 @@ func (t *Tree) OpenVersion(ctx context.Context, oid kml.OID) (*VersionHandle, er
 
 func (t *Tree) openVersion(ctx context.Context, o *openObject) (*VersionHandle, error) {
 	for range maxRetry {
-		gen := o.still()
-		fd, _, err := t.openFile(ctx, nil, o.oid, unix.O_RDONLY)
+		f, err := t.openFile(ctx, nil, o, unix.O_RDONLY)
 		if err != nil {
 			return nil, err
 		}
-		v := &VersionHandle{t: t, obj: o, fd: fd, gen: gen}
+		f.release()
+		v := &VersionHandle{t: t, obj: o, fd: f.fd, gen: f.gen}
 		if err := v.pin(); err != nil {
-			unix.Close(fd)
+			unix.Close(f.fd)
 			return nil, err
 		}
-		if v.copy || o.gen.Load() == gen {
+		if v.copy || o.gen.Load() == f.gen {
 			return v, nil
 		}
 		unix.Close(v.fd)

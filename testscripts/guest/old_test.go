@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mezzofs/mezzo/p9srv/plain"
 )
@@ -86,7 +87,8 @@ func TestOldDialects(t *testing.T) {
 			script.WriteString("cd /; rm -r /mnt/t; ls -d /mnt/t 2>/dev/null; umount /mnt\n")
 		}
 	}
-	r, err := Run(t.Context(), Config{Script: script.String(), Forward: addrs})
+	// Four mounts in one guest, slow with the race detector.
+	r, err := Run(t.Context(), Config{Script: script.String(), Forward: addrs, Timeout: 3 * time.Minute})
 	if err != nil {
 		t.Fatalf("%v\n%s\n%s", err, r.Stderr, r.Console)
 	}

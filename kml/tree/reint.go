@@ -454,7 +454,8 @@ func (t *Tree) swapIn(ctx context.Context, r *kml.Record, s swap) error {
 					err = unix.Renameat(unix.AT_FDCWD, from, k.dir.fd, k.name)
 				}
 				if err != nil {
-					return err
+					// What went in and out again is no change of the folder either.
+					return errors.Join(err, (place{fd: k.dir.fd}).utimes(utimeOmit, nsOf(k.mtime.Mtime)))
 				}
 				replaced = true
 				fault.Point("tree.replace")

@@ -188,7 +188,11 @@ func (c *Client) prune(durable kml.Position) {
 		}
 	}
 	c.forget(kml.Base{}, es...)
-	if c.cache.Local().Len() == 0 {
+	none := c.cache.Local().Len() == 0
+	if none || len(es) > 0 {
+		c.cache.TidyAttic()
+	}
+	if none {
 		if err := c.made.forget(); err != nil {
 			c.log.Warn("what was made here is shown longer than it has to be", "err", err)
 		}
